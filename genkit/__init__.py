@@ -1,0 +1,121 @@
+"""genkit: a plugin-extensible toolkit for generative models on PyTorch.
+
+Every public name is reachable from here and is imported on first use, so that ``import genkit`` alone imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from genkit.assemble import assemble as assemble
+    from genkit.assemble import resolve as resolve
+    from genkit.bundle import Bundle as Bundle
+    from genkit.bundle import Check as Check
+    from genkit.bundle import Exporter as Exporter
+    from genkit.bundle import Report as Report
+    from genkit.bundle import Runtime as Runtime
+    from genkit.bundle import stage as stage
+    from genkit.errors import DataUnavailable as DataUnavailable
+    from genkit.errors import Diverged as Diverged
+    from genkit.errors import ExportRefused as ExportRefused
+    from genkit.errors import GenkitError as GenkitError
+    from genkit.errors import InvalidBundle as InvalidBundle
+    from genkit.errors import InvalidComponent as InvalidComponent
+    from genkit.errors import InvalidOption as InvalidOption
+    from genkit.errors import InvalidRun as InvalidRun
+    from genkit.errors import PluginWarning as PluginWarning
+    from genkit.errors import UnknownName as UnknownName
+    from genkit.errors import VerificationFailed as VerificationFailed
+    from genkit.files import cache_directory as cache_directory
+    from genkit.files import write_atomically as write_atomically
+    from genkit.interfaces import Batch as Batch
+    from genkit.interfaces import Component as Component
+    from genkit.interfaces import Decoder as Decoder
+    from genkit.interfaces import Encoder as Encoder
+    from genkit.interfaces import Loss as Loss
+    from genkit.interfaces import Pass as Pass
+    from genkit.interfaces import Prior as Prior
+    from genkit.interfaces import Spec as Spec
+    from genkit.interfaces import Terms as Terms
+    from genkit.interfaces import divergence as divergence
+    from genkit.interfaces import unvalidated as unvalidated
+    from genkit.latent import LatentModel as LatentModel
+    from genkit.plugins import Plugins as Plugins
+    from genkit.plugins import load_plugins as load_plugins
+    from genkit.recipe import Choice as Choice
+    from genkit.recipe import Recipe as Recipe
+    from genkit.recipe import TrainingOptions as TrainingOptions
+    from genkit.registry import Registry as Registry
+    from genkit.run import Run as Run
+    from genkit.task import Data as Data
+    from genkit.task import Graph as Graph
+    from genkit.task import Input as Input
+    from genkit.task import NoGraph as NoGraph
+    from genkit.task import Task as Task
+    from genkit.task import Turn as Turn
+    from genkit.training.loop import train as train
+
+__version__ = "0.1.0"
+
+hookimpl = pluggy.HookimplMarker("genkit")
+"""Marks a function of a plugin as the implementation of the hook of its name."""
+
+_HOMES = {
+    "genkit.assemble": ("assemble", "resolve"),
+    "genkit.bundle": ("Bundle", "Check", "Exporter", "Report", "Runtime", "stage"),
+    "genkit.errors": (
+        "DataUnavailable",
+        "Diverged",
+        "ExportRefused",
+        "GenkitError",
+        "InvalidBundle",
+        "InvalidComponent",
+        "InvalidOption",
+        "InvalidRun",
+        "PluginWarning",
+        "UnknownName",
+        "VerificationFailed",
+    ),
+    "genkit.files": ("cache_directory", "write_atomically"),
+    "genkit.interfaces": (
+        "Batch",
+        "Component",
+        "Decoder",
+        "Encoder",
+        "Loss",
+        "Pass",
+        "Prior",
+        "Spec",
+        "Terms",
+        "divergence",
+        "unvalidated",
+    ),
+    "genkit.latent": ("LatentModel",),
+    "genkit.plugins": ("Plugins", "load_plugins"),
+    "genkit.recipe": ("Choice", "Recipe", "TrainingOptions"),
+    "genkit.registry": ("Registry",),
+    "genkit.run": ("Run",),
+    "genkit.task": ("Data", "Graph", "Input", "NoGraph", "Task", "Turn"),
+    "genkit.training.loop": ("train",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", "hookimpl", *_HOME]  # noqa: PLE0604  (names resolve on first use)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module 'genkit' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

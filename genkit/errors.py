@@ -1,0 +1,73 @@
+"""Everything that a user can cause, each with the exit status that the command line gives it.
+
+A message is one or two lines and names the value, the limit and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GenkitError(Exception):
+    """Base of every error that genkit raises on purpose.
+
+    ``status`` is the exit status of the command that met it: 2, the request was wrong; 1, the request was fine, it
+    ran, and the answer is no.
+    """
+
+    status = 2
+
+
+class UnknownName(GenkitError):
+    """A component, model, plugin or option that nothing installed provides."""
+
+
+class InvalidOption(GenkitError):
+    """An option of a recipe or a command whose value is of the wrong type or out of range."""
+
+
+class InvalidComponent(GenkitError):
+    """A plugin's component broke the contract of its interface (a wrong shape, a missing name)."""
+
+
+class DataUnavailable(GenkitError):
+    """A dataset that could not be found, fetched or trusted."""
+
+
+class InvalidRun(GenkitError):
+    """A run directory that is missing, damaged, occupied or made by another model."""
+
+
+class InvalidBundle(GenkitError):
+    """A path that is not a bundle, so that there is nothing to verify or to run."""
+
+
+class Diverged(GenkitError):
+    """A training loss or a weight that is no longer finite."""
+
+    status = 1
+
+
+class ExportRefused(GenkitError):
+    """A graph that could not be written, or that failed its proof; nothing was published."""
+
+    status = 1
+
+
+class VerificationFailed(GenkitError):
+    """A bundle whose files or numbers are not what its manifest promises."""
+
+    status = 1
+
+
+class PluginWarning(UserWarning):
+    """A plugin that could not be used; everything else goes on working."""
+
+
+def unknown(kind: str, value: str, choices: Iterable[str]) -> UnknownName:
+    """The error for ``value``, which is no ``kind``, with the nearest match and every choice."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return UnknownName(f"no {kind} named {value!r}{hint} Installed: {', '.join(names) or 'none'}")
