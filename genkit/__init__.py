@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from genkit.assemble import assemble as assemble
-    from genkit.assemble import resolve as resolve
+    from genkit.bundle import Absent as Absent
+    from genkit.bundle import Arrays as Arrays
     from genkit.bundle import Bundle as Bundle
+    from genkit.bundle import BundledGraph as BundledGraph
+    from genkit.bundle import Case as Case
     from genkit.bundle import Check as Check
+    from genkit.bundle import Errors as Errors
     from genkit.bundle import Exporter as Exporter
+    from genkit.bundle import Manifest as Manifest
     from genkit.bundle import Report as Report
     from genkit.bundle import Runtime as Runtime
+    from genkit.bundle import Value as Value
+    from genkit.bundle import seal as seal
     from genkit.bundle import stage as stage
+    from genkit.bundle import write_cases as write_cases
     from genkit.errors import DataUnavailable as DataUnavailable
     from genkit.errors import Diverged as Diverged
     from genkit.errors import ExportRefused as ExportRefused
@@ -57,7 +64,6 @@ if TYPE_CHECKING:
     from genkit.task import NoGraph as NoGraph
     from genkit.task import Task as Task
     from genkit.task import Turn as Turn
-    from genkit.training.loop import train as train
 
 __version__ = "0.1.0"
 
@@ -65,8 +71,23 @@ hookimpl = pluggy.HookimplMarker("genkit")
 """Marks a function of a plugin as the implementation of the hook of its name."""
 
 _HOMES = {
-    "genkit.assemble": ("assemble", "resolve"),
-    "genkit.bundle": ("Bundle", "Check", "Exporter", "Report", "Runtime", "stage"),
+    "genkit.bundle": (
+        "Absent",
+        "Arrays",
+        "Bundle",
+        "BundledGraph",
+        "Case",
+        "Check",
+        "Errors",
+        "Exporter",
+        "Manifest",
+        "Report",
+        "Runtime",
+        "Value",
+        "seal",
+        "stage",
+        "write_cases",
+    ),
     "genkit.errors": (
         "DataUnavailable",
         "Diverged",
@@ -100,7 +121,6 @@ _HOMES = {
     "genkit.registry": ("Registry",),
     "genkit.run": ("Run",),
     "genkit.task": ("Data", "Graph", "Input", "NoGraph", "Task", "Turn"),
-    "genkit.training.loop": ("train",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -65,9 +65,9 @@ class PluginWarning(UserWarning):
     """A plugin that could not be used; everything else goes on working."""
 
 
-def unknown(kind: str, value: str, choices: Iterable[str]) -> UnknownName:
-    """The error for ``value``, which is no ``kind``, with the nearest match and every choice."""
+def unknown(kind: str, value: str, choices: Iterable[str], label: str = "Installed") -> UnknownName:
+    """The error for ``value``, which is no ``kind``, with the nearest match and every choice under ``label``."""
     names = sorted(choices)
     close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return UnknownName(f"no {kind} named {value!r}{hint} Installed: {', '.join(names) or 'none'}")
+    return UnknownName(f"no {kind} named {value!r}{hint} {label}: {', '.join(names) or 'none'}")

@@ -30,15 +30,18 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> N
         else:
             temporary.write_bytes(content)
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
 
 
 @contextmanager
-def directory_written_atomically(path: Path) -> Iterator[Path]:
-    """An empty directory beside ``path`` to fill. It becomes ``path``, which must not exist, when the block ends."""
+def directory_written_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty directory beside ``path`` to fill. It becomes ``path`` when the block ends, and is gone if it raises.
+
+    ``path`` must not exist, unless ``replace`` is given: then the directory that stands there stays until that moment.
+    """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -47,10 +50,32 @@ def directory_written_atomically(path: Path) -> Iterator[Path]:
         for member in sorted(temporary.rglob("*"), reverse=True):
             _sync(member)
         _sync(temporary)
-        os.rename(temporary, path)
+        if replace and path.exists():
+            _exchange(temporary, path)
+        else:
+            temporary.rename(path)
     finally:
         rmtree(temporary, ignore_errors=True)
     _sync(path.parent)
+
+
+def discard_directory(path: Path) -> None:
+    """Removes a directory so that no half of it is ever seen under its name."""
+    doomed = path.with_name(f".{os.getpid()}.{path.name}")
+    path.rename(doomed)
+    rmtree(doomed)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Puts ``new`` where ``path`` is. The old one steps aside first, and comes back if the new one cannot be put."""
+    aside = path.with_name(f".{os.getpid()}.{path.name}.replaced")
+    path.rename(aside)
+    try:
+        new.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

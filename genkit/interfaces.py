@@ -78,7 +78,10 @@ class Pass(NamedTuple):
 
 
 class Component(nn.Module):
-    """What encoders, decoders, priors and losses share."""
+    """What encoders, decoders, priors and losses share. One without parameters or options needs no ``__init__``."""
+
+    def __init__(self, spec: Spec | None = None) -> None:
+        super().__init__()
 
     def graphs(self, spec: Spec) -> Sequence[Graph | NoGraph]:
         """Further exportable graphs that this component offers, e.g. a learned prior's noise -> z.
@@ -138,8 +141,8 @@ class Loss(Component, ABC):
     samples: int = 1
     """K, the latent samples drawn per observation."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, spec: Spec | None = None) -> None:
+        super().__init__(spec)
         if type(self).forward is Loss.forward and type(self).turns is Loss.turns:
             raise TypeError(f"{type(self).__name__} must define forward(step) or turns(model)")
 

@@ -1,0 +1,1 @@
+"""One generic trainer: the loop, the execution of a step, the batches, the optimisers and the signals."""

@@ -1,0 +1,180 @@
+"""From a recipe and the registry to a task: options checked against signatures, components built and wired."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter
+from torch import nn
+
+from genkit import pictures
+from genkit.errors import InvalidComponent, InvalidOption, unknown
+from genkit.graphs import latent_graphs
+from genkit.interfaces import Component, Decoder, Encoder, Loss, Prior, Spec
+from genkit.latent import LatentModel
+from genkit.recipe import Choice, Recipe, TrainingOptions, checked
+from genkit.registry import Registry
+from genkit.task import Data, Task
+
+_INTERFACES: Mapping[str, type[Component]] = {"encoder": Encoder, "decoder": Decoder, "prior": Prior, "loss": Loss}
+
+
+class Composition(nn.Module):
+    """A model and its loss: what moves to the device, is saved and is resumed."""
+
+    def __init__(self, model: LatentModel, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+
+def resolve(recipe: Recipe, registry: Registry) -> Recipe:
+    """The recipe with every option spelt out and checked against its factory's signature.
+
+    Raises:
+        UnknownName: for a component or an option that does not exist.
+        InvalidOption: for a value of the wrong type or out of range.
+    """
+    choices: dict[str, Any] = {}
+    for kind, choice in recipe.components.items():
+        factory = registry.get(kind, choice.use).load()
+        values = _options(kind, choice, factory)
+        plain = {name: TypeAdapter(Any).dump_python(value, mode="json") for name, value in values.items()}
+        choices[kind] = Choice(choice.use, **plain)
+    return replace(recipe, **choices)
+
+
+def assemble(recipe: Recipe, registry: Registry, data_dir: Path | None = None) -> Task:
+    """Builds the data, the components and the task of a recipe. New weights come from the global random state.
+
+    Args:
+        recipe: resolved or not; its options are checked either way.
+        registry: where the names are looked up.
+        data_dir: given to a dataset factory that takes one.
+
+    Raises:
+        InvalidComponent: where a factory returns something that is not of its interface.
+    """
+    data = _dataset(recipe.dataset, registry, data_dir)
+    spec = Spec(tuple(data.event_shape), recipe.latent_shape, recipe.value_range, data.classes)
+    parts: dict[str, Any] = {"encoder": None}
+    for kind, interface in _INTERFACES.items():
+        if kind in recipe.components:
+            parts[kind] = _component(kind, interface, recipe.components[kind], registry, spec)
+    loss = parts.pop("loss")
+    model = LatentModel(spec, **parts)
+    return Task(
+        module=Composition(model, loss),
+        turns=lambda: loss.turns(model),
+        graphs=lambda: latent_graphs(model, data),
+        data=data,
+        value_range=recipe.value_range,
+        pictures=pictures.of(model, data),
+    )
+
+
+def describe_options(recipe: Recipe, registry: Registry) -> list[dict[str, str]]:
+    """Every option of a resolved recipe: its ``--set`` key, its type and its value, as text."""
+    rows = []
+    for kind, choice in recipe.components.items():
+        rows.append({"key": kind, "type": "one of: " + ", ".join(registry.names(kind)), "value": choice.use})
+        factory = registry.get(kind, choice.use).load()
+        for name, parameter in _parameters(kind, factory).items():
+            if name in choice.options:
+                described = _describe(_type(parameter, factory))
+                rows.append({"key": f"{kind}.{name}", "type": described, "value": str(choice.options[name])})
+    hints = get_type_hints(TrainingOptions, include_extras=True)
+    for name, value in vars(recipe.training).items():
+        if name in hints:
+            rows.append({"key": f"training.{name}", "type": _describe(hints[name]), "value": str(value)})
+    return rows
+
+
+def _describe(kind: Any) -> str:
+    """A type as a person reads it: ``int, at least 1, or null``."""
+    schema = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).json_schema()
+    parts = []
+    for option in schema.get("anyOf", [schema]):
+        if "enum" in option:
+            parts.append(" | ".join(map(str, option["enum"])))
+            continue
+        limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+        bounds = [f"{words} {option[key]}" for key, words in limits.items() if key in option]
+        parts.append(", ".join([option.get("type", "any"), *bounds]))
+    return " or ".join(parts)
+
+
+def _component(kind: str, interface: type[Component], choice: Choice, registry: Registry, spec: Spec) -> Component:
+    factory = registry.get(kind, choice.use).load()
+    component = factory(spec, **_options(kind, choice, factory))
+    if not isinstance(component, interface):
+        raise InvalidComponent(
+            f"the {kind} {choice.use!r} is a {type(component).__name__}; its factory must return a "
+            f"genkit.{interface.__name__}"
+        )
+    if isinstance(component, Encoder | Decoder):
+        outputs = getattr(component, "outputs", None)
+        if not isinstance(outputs, tuple) or not outputs or not all(isinstance(name, str) for name in outputs):
+            raise InvalidComponent(
+                f"the {kind} {choice.use!r} has outputs = {outputs!r}; name what forward returns in a class attribute, "
+                'e.g. outputs = ("mean", "log_var")'
+            )
+    return component
+
+
+def _dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
+    factory = registry.get("dataset", choice.use).load()
+    values = _options("dataset", choice, factory)
+    if data_dir is not None and "data_dir" in inspect.signature(factory).parameters:
+        values["data_dir"] = data_dir
+    data = factory(**values)
+    if not isinstance(data, Data):
+        raise InvalidComponent(
+            f"the dataset {choice.use!r} gave a {type(data).__name__}; its factory must return a genkit.Data"
+        )
+    return data
+
+
+def _options(kind: str, choice: Choice, factory: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword arguments of ``factory``: the choice's options, checked, over the signature's defaults."""
+    parameters = _parameters(kind, factory)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
+    values = {}
+    for name, value in choice.options.items():
+        if name not in parameters and not open_ended:
+            raise unknown(f"option of the {kind} {choice.use!r}", name, parameters, "Options")
+        expected = _type(parameters[name], factory) if name in parameters else Any
+        values[name] = checked(f"{kind}.{name}", expected, value)
+    for name, parameter in parameters.items():
+        if name not in values and name != "data_dir":
+            if parameter.default is parameter.empty:
+                raise InvalidOption(
+                    f"{kind}.{name} is not set, and {choice.use!r} has no default for it: --set {kind}.{name}=VALUE"
+                )
+            values[name] = parameter.default
+    return values
+
+
+def _parameters(kind: str, factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The options of a factory: what its signature names, less the spec that components take first."""
+    parameters = list(inspect.signature(factory).parameters.values())
+    options = parameters if kind == "dataset" else parameters[1:]
+    return {p.name: p for p in options if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
+
+def _type(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
+    """The annotation of an option; Any where there is none, or none that can be looked up when the program runs."""
+    if parameter.annotation is parameter.empty:
+        return Any
+    names = vars(sys.modules[factory.__module__]) if hasattr(factory, "__module__") else {}
+    annotated = SimpleNamespace(__annotations__={"option": parameter.annotation})
+    try:
+        return get_type_hints(annotated, names, include_extras=True)["option"]
+    except NameError:
+        return Any

@@ -1,0 +1,454 @@
+"""The command line. Each command parses, calls the library, and prints; nothing is decided here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from genkit.errors import GenkitError, InvalidOption, PluginWarning, VerificationFailed
+
+if TYPE_CHECKING:
+    from genkit.bundle import Report
+    from genkit.plugins import Plugins
+
+app = typer.Typer(
+    name="genkit",
+    help="Train generative models, look at what they make, and export them with numbers that are proven to match.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+_UNINTERRUPTED = 2**31
+"""A width that no table reaches, for output that a program reads."""
+
+
+class _Flags:
+    """The options that every command takes."""
+
+    debug = False
+    disabled: tuple[str, ...] = ()
+
+
+_COMMON = {
+    "disable_plugin": Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave a plugin unloaded.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
+}
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Makes a function a command, with the options that every command takes."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, disable_plugin: list[str] | None = None, debug: bool = False, **kwargs: Any) -> None:
+        _Flags.debug, _Flags.disabled = debug, tuple(disable_plugin or ())
+        function(*args, **kwargs)
+
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    for name, annotation in _COMMON.items():
+        default = False if name == "debug" else None
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions accept one
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    app.command(name=function.__name__.rstrip("_"))(wrapper)
+    return wrapper
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; gives its exit status."""
+    _Flags.debug, _Flags.disabled = False, ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PluginWarning)
+        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+        try:
+            return app(args=None if arguments is None else list(arguments), standalone_mode=False) or 0
+        except _UsageError as error:
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context else "genkit"
+            return _failed(f"{error.format_message()}\nTry `{path} --help`.", 2)  # type: ignore[attr-defined]
+        except GenkitError as error:
+            return _failed(str(error), error.status)
+        except KeyboardInterrupt:
+            return _failed("interrupted", 130)
+        except BrokenPipeError:
+            sys.stderr.close()
+            return 1
+        except OSError as error:
+            return _failed(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+        except typer.Exit as error:
+            return error.exit_code
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            if type(error).__name__ == "OutOfMemoryError":
+                return _failed(f"the device is out of memory ({lines[0]}); try a smaller --batch-size", 1)
+            return _failed(f"{type(error).__name__}: {lines[0]}\nRun it again with --debug to see where.", 1)
+
+
+def _failed(message: str, status: int) -> int:
+    if _Flags.debug:
+        traceback.print_exc()
+    stderr.print(f"error: {message}", soft_wrap=True, markup=False)
+    return status
+
+
+def _show_warning(
+    default: Callable[..., None], message: Any, category: type[Warning], *where: Any, **more: Any
+) -> None:
+    if issubclass(category, PluginWarning):
+        stderr.print(f"warning: {message}", soft_wrap=True, markup=False)
+    else:
+        default(message, category, *where, **more)
+
+
+def _say(text: str) -> None:
+    stdout.print(text, soft_wrap=True, markup=False)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table; one that goes to a pipe neither wraps nor truncates."""
+    table = Table(*columns, box=None, pad_edge=False, show_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console = stdout if stdout.is_terminal else Console(file=sys.stdout, width=_UNINTERRUPTED, highlight=False)
+    console.print(table, markup=False)
+
+
+def _plugins() -> Plugins:
+    from genkit.plugins import load_plugins
+
+    return load_plugins(_Flags.disabled)
+
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `genkit train` wrote.")]
+CheckpointName = Annotated[str, typer.Option(metavar="last|best|N", help="The last, the best, or that of epoch N.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie, or go. Default: the cache.")]
+DeviceName = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all noise.")]
+Condition = Annotated[int | None, typer.Option(min=0, metavar="LABEL", help="The label of all; default: each in turn.")]
+
+
+@command
+def train(
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="A model of `genkit models`.")] = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Start from a recipe file instead.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Observations a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, above 0.")] = None,
+    device: DeviceName = "auto",
+    precision: Annotated[
+        str | None, typer.Option(metavar="fp32|tf32|bf16", help="Of the networks' arithmetic.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, data order and noise.")] = None,
+    data_dir: DataDir = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="K=V", help="Change the recipe, e.g. encoder.hidden=800.")
+    ] = None,
+    init_from: Annotated[Path | None, typer.Option(metavar="RUN", help="Start from that run's weights.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The folder to write. Default: runs/<model>-<time>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train a model."""
+    from genkit import progress, session
+
+    plugins = _plugins()
+    shortcuts = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "precision": precision, "seed": seed}
+    plan = session.plan(
+        plugins.registry,
+        model=model,
+        recipe_file=recipe,
+        settings=set_ or [],
+        training={name: value for name, value in shortcuts.items() if value is not None},
+        out=out,
+        resume=resume,
+    )
+    if plan.finished:
+        _say(f"The run {plan.path} is finished: it has had its {plan.recipe.training.epochs} epochs.")
+        _say_next(plan.path)
+        return
+    plugins.observe("progress", progress.for_console(stdout))
+    started = time.perf_counter()
+    run, outcome = session.carry_out(plan, plugins, device=device, data_dir=data_dir, init_from=init_from)
+    if outcome != "finished":
+        _say(f"Interrupted by {outcome}; everything up to this step is saved. To go on:")
+        _say(f"  genkit train --out {run.path} --resume")
+        raise typer.Exit(128 + signal.Signals[outcome])
+    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
+    _say(f"Trained {plan.recipe.name} in {minutes} min {seconds} s: {run.path}")
+    _say_next(run.path)
+
+
+def _say_next(run: Path) -> None:
+    pictures = sorted(run.glob("*/epoch_*.png"))[-1:] + [p for p in (run / "loss.png",) if p.exists()]
+    if pictures:
+        _say("Look at " + " and ".join(map(str, pictures)))
+    _say(f"Next:\n  genkit sample {run}\n  genkit export {run}")
+
+
+@command
+def sample(
+    source: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A run, or an exported bundle.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    seed: Seed = 0,
+    condition: Condition = None,
+    checkpoint: CheckpointName = "last",
+    device: DeviceName = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Default: samples.png in or beside it.")] = None,
+) -> None:
+    """Draw from the prior and write a grid of what is decoded."""
+    from genkit import inference, pictures, session
+
+    plugins = _plugins()
+    if (source / "manifest.json").exists():
+        x = session.sample_bundle(source, plugins.registry, n, seed=seed, condition=condition)
+        target = out or source.with_name(f"{source.resolve().name}-samples.png")
+    else:
+        loaded = session.load(source, plugins.registry, checkpoint, device, data_dir)
+        x = inference.sample(loaded.model, n, seed=seed, condition=condition)
+        target = out or source / "samples.png"
+    _write_picture(target, pictures.draw_rows([x]))
+
+
+@command
+def reconstruct(
+    run: RunPath,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many test observations.")] = 8,
+    seed: Seed = 0,
+    checkpoint: CheckpointName = "last",
+    device: DeviceName = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Default: RUN/reconstructions.png.")] = None,
+) -> None:
+    """Write test observations over their reconstructions."""
+    from genkit import pictures, session
+
+    loaded = session.load(run, _plugins().registry, checkpoint, device, data_dir)
+    picture = pictures.reconstructions(loaded.model, loaded.task.data, n, seed=seed)
+    _write_picture(out or run / "reconstructions.png", picture)
+
+
+def _write_picture(path: Path, picture: Any) -> None:
+    from genkit.files import write_atomically
+
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InvalidOption(f"--out {path}: the ending {path.suffix!r} is no picture's; use .png, .jpg or .webp")
+    write_atomically(path, picture.save)
+    _say(str(path))
+
+
+@command
+def encode(
+    run: RunPath,
+    index: Annotated[int, typer.Option(min=0, metavar="I", help="Which observation.")] = 0,
+    all_: Annotated[bool, typer.Option("--all", help="All of them, into --out.")] = False,
+    split: Annotated[str, typer.Option(metavar="train|test", help="Of which set.")] = "train",
+    checkpoint: CheckpointName = "last",
+    device: DeviceName = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="With --all: where to.")] = None,
+) -> None:
+    """Print one observation's latent parameters, or write all of them."""
+    import numpy as np
+
+    from genkit import inference, session
+    from genkit.data import length, take
+    from genkit.files import write_atomically
+
+    if split not in ("train", "test"):
+        raise InvalidOption(f"--split {split}: it is train or test")
+    if all_ and (out is None or out.suffix != ".npz"):
+        raise InvalidOption(f"--out {out}: --all writes arrays; name a file that ends in .npz")
+    if out and not all_:
+        raise InvalidOption(f"--out {out}: one observation is printed; give --all to write all of them")
+    loaded = session.load(run, _plugins().registry, checkpoint, device, data_dir)
+    dataset = loaded.task.data.train if split == "train" else loaded.task.data.test
+    size = length(dataset)
+    if index >= size:
+        raise InvalidOption(f"--index {index}: the {split} set has {size} observations; it goes up to {size - 1}")
+    x, labels = take(dataset, range(size) if all_ else [index])
+    parameters = inference.encode(loaded.model, x, labels)
+    if out:
+        arrays = {name: value.numpy() for name, value in parameters.items()}
+        if labels is not None:
+            arrays["label"] = labels.numpy()
+        write_atomically(out, functools.partial(np.savez, **arrays))  # type: ignore[arg-type]
+        _say(f"{out}: " + ", ".join(f"{name} {list(value.shape)}" for name, value in arrays.items()))
+        return
+    label = "" if labels is None else f", label {int(labels[0])}"
+    _say(f"{split} observation {index}{label}, after {loaded.checkpoint.position.epoch} epochs")
+    for name, value in parameters.items():
+        _say(name)
+        for row in value.flatten().split(10):
+            _say(" ".join(f"{v:8.4f}" for v in row.tolist()))
+
+
+@command
+def evaluate(
+    run: RunPath,
+    samples: Annotated[int, typer.Option(min=0, metavar="K", help="Importance samples; 0: no likelihood.")] = 64,
+    seed: Seed = 0,
+    checkpoint: CheckpointName = "last",
+    device: DeviceName = "auto",
+    data_dir: DataDir = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Measure the test-set terms and the importance-weighted log-likelihood."""
+    from genkit import session
+
+    loaded = session.load(run, _plugins().registry, checkpoint, device, data_dir)
+    result = session.evaluate(loaded, samples=samples, seed=seed)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    rows = [[f"test {name}", f"{value:.4f}"] for name, value in result["terms"].items()]
+    likelihood = result["log_likelihood"]
+    if likelihood["value"] is not None:
+        rows.append(
+            [f"log p(x), nats, K = {samples}", f"{likelihood['value']:.4f} ± {likelihood['standard_error']:.4f}"]
+        )
+    else:
+        rows.append(["log p(x)", likelihood["reason"]])
+    _table(["", f"{result['observations']} observations, {result['epoch']} epochs"], rows)
+
+
+@command
+def export(
+    run: RunPath,
+    checkpoint: CheckpointName = "last",
+    out: Annotated[Path | None, typer.Option(metavar="BUNDLE", help="Default: RUN/bundle.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="An exporter of `genkit components`.")] = "onnx",
+    opset: Annotated[int, typer.Option(help="The ONNX operator set, 18 or newer.")] = 18,
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8", help="Of the graphs.")] = "fp32",
+    seed: Annotated[int, typer.Option(min=0, help="Of the inputs of the proof.")] = 0,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a bundle of graphs that are proven to match, or nothing."""
+    from genkit import session
+
+    if precision not in ("fp32", "fp16", "int8"):
+        raise InvalidOption(f"--precision {precision}: it is one of fp32, fp16, int8")
+    if precision != "fp32":
+        raise InvalidOption(f"--precision {precision}: this version exports fp32 alone; leave the option out")
+    plugins = _plugins()
+    loaded = session.load(run, plugins.registry, checkpoint, "cpu", data_dir)
+    target = out or run / "bundle"
+    report = session.export(loaded, plugins, target, format_=format_, opset=opset, seed=seed)
+    _print_report(report)
+    _say(f"Exported {target}")
+    _say(f"Next:\n  genkit verify {target}\n  genkit sample {target}")
+
+
+@command
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `genkit export` wrote.")],
+    runtime: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="One or more. Default: onnxruntime.")
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Check a bundle again: its files, its graphs and their numbers. Needs no torch."""
+    from dataclasses import asdict
+
+    from genkit.bundle import Bundle
+
+    registry = _plugins().registry
+    runtimes = [registry.get("runtime", name).load()() for name in runtime or ["onnxruntime"]]
+    opened = Bundle.open(bundle)
+    report = registry.get("exporter", str(opened.manifest.format)).load()().verify(opened, runtimes)
+    if as_json:
+        print(json.dumps({"ok": report.ok, "checks": [asdict(check) for check in report.checks]}, indent=2))
+    else:
+        _print_report(report)
+    if not report.ok:
+        first = report.failures[0]
+        raise VerificationFailed(
+            f"{bundle} is not what was exported: {first.graph} {first.subject}: {first.detail} "
+            f"({len(report.failures)} of {len(report.checks)} checks failed); do not deploy it, export it again"
+        )
+    if not as_json:
+        _say(f"{bundle} is verified")
+
+
+def _print_report(report: Report) -> None:
+    rows = [[c.graph, c.subject, "ok" if c.ok else "FAILED", c.detail] for c in report.checks]
+    _table(["graph", "check", "", ""], rows)
+
+
+@command
+def models(as_json: AsJSON = False) -> None:
+    """List the models that can be trained."""
+    registry = _plugins().registry
+    entries = [registry.get("model", name) for name in registry.names("model")]
+    if as_json:
+        print(json.dumps([{"plugin": e.plugin, **e.load().to_mapping()} for e in entries], indent=2))
+        return
+    _table(["model", "plugin", "description"], [[e.name, e.plugin, e.load().description] for e in entries])
+
+
+@command
+def components(as_json: AsJSON = False) -> None:
+    """List the components, exporters and runtimes."""
+    from genkit.registry import KINDS
+
+    registry = _plugins().registry
+    entries = [registry.get(kind, name) for kind in KINDS[1:] for name in registry.names(kind)]
+    if as_json:
+        print(json.dumps([{"kind": e.kind, "name": e.name, "plugin": e.plugin} for e in entries], indent=2))
+        return
+    _table(["kind", "name", "plugin"], [[e.kind, e.name, e.plugin] for e in entries])
+
+
+@command
+def plugins(as_json: AsJSON = False) -> None:
+    """List the installed plugins, what each registered, and what went wrong."""
+    found = list(_plugins().plugins.values())
+    if as_json:
+        data = [{**vars(p), "entries": [{"kind": e.kind, "name": e.name} for e in p.entries]} for p in found]
+        print(json.dumps(data, indent=2))
+        return
+    rows = []
+    for p in found:
+        registered = ", ".join(f"{e.kind} {e.name}" for e in p.entries)
+        rows.append(
+            [p.name, p.distribution, p.version, registered, "disabled" if p.disabled else "; ".join(p.problems)]
+        )
+    _table(["plugin", "distribution", "version", "registered", "problems"], rows)
+
+
+@command
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model of `genkit models`.")], as_json: AsJSON = False
+) -> None:
+    """Show a model's recipe, and every option that can be set."""
+    from genkit.assemble import describe_options, resolve
+
+    registry = _plugins().registry
+    recipe = resolve(registry.get("model", name).load(), registry)
+    options = describe_options(recipe, registry)
+    if as_json:
+        print(json.dumps({"recipe": recipe.to_mapping(), "options": options}, indent=2))
+        return
+    _say(recipe.to_yaml())
+    _table(["--set", "type", "value"], [[o["key"], o["type"], o["value"]] for o in options])

@@ -1,0 +1,60 @@
+"""Every hook that a plugin can implement. Mark an implementation with ``@genkit.hookimpl``.
+
+A hook may take fewer arguments than it is offered. The lifecycle hooks are called in the training process, between
+steps; one that raises is reported and not called again, and training goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from genkit.registry import Registry
+
+if TYPE_CHECKING:
+    from genkit.run import Run
+
+hookspec = pluggy.HookspecMarker("genkit")
+
+
+@hookspec
+def genkit_register(registry: Registry) -> None:
+    """Contribute components, models, exporters and runtimes. Called once, before anything else; import no torch."""
+
+
+@hookspec
+def genkit_run_started(run: Run, epoch: int, epochs: int, batches: int, device: str) -> None:
+    """Training begins, after ``epoch`` finished epochs of ``epochs``, each of ``batches`` steps."""
+
+
+@hookspec
+def genkit_step_ended(run: Run, epoch: int, batch: int, batches: int, observations: int, seconds: float) -> None:
+    """A few times a second: ``batch`` of ``batches`` is done, after ``observations`` in ``seconds`` of this epoch."""
+
+
+@hookspec
+def genkit_epoch_ended(run: Run, metrics: Mapping[str, Any]) -> None:
+    """An epoch is over; ``metrics`` is its line of ``metrics.jsonl``."""
+
+
+@hookspec
+def genkit_picture_saved(run: Run, epoch: int, path: Path) -> None:
+    """A picture of the model after ``epoch`` epochs lies at ``path``."""
+
+
+@hookspec
+def genkit_checkpoint_saved(run: Run, epoch: int, step: int, path: Path) -> None:
+    """A checkpoint is complete and safe at ``path``."""
+
+
+@hookspec
+def genkit_warning(run: Run, message: str) -> None:
+    """Something that the user should know of, and that does not stop the run."""
+
+
+@hookspec
+def genkit_run_ended(run: Run, outcome: str) -> None:
+    """Training is over: ``finished``, ``interrupted``, ``diverged`` or ``failed``."""

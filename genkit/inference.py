@@ -1,0 +1,135 @@
+"""What a trained model is asked: samples, reconstructions, latent parameters, likelihoods. No gradients here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from genkit.data import scale, to_unit
+from genkit.errors import InvalidOption
+from genkit.interfaces import Batch, unvalidated
+from genkit.latent import LatentModel, draw
+from genkit.random import seeded
+
+_CHUNK = 1000
+"""Decoder evaluations at a time, which bounds the memory of large requests."""
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every submodule has the mode that it had."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+
+
+@contextmanager
+def asking(module: nn.Module, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, no validation, and random numbers from ``seed`` inside the block."""
+    with seeded(seed), evaluating(module), torch.no_grad(), unvalidated():
+        yield
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module lives."""
+    tensor = next(module.parameters(), next(module.buffers(), None))
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def sample(model: LatentModel, n: int, *, seed: int = 0, condition: int | None = None) -> Tensor:
+    """The means of p(x|z) for ``n`` latents drawn from the prior.
+
+    Args:
+        condition: the label of all of them; None: where the data has labels, each label in turn.
+
+    Returns:
+        ``(n, *event_shape)`` in [0, 1], or unscaled where the model has no value range; on the CPU.
+
+    Raises:
+        InvalidOption: for a label that the data does not have.
+    """
+    classes = model.spec.classes
+    if condition is not None and not 0 <= condition < classes:
+        limit = f"the labels go from 0 to {classes - 1}" if classes else "this model has no labels"
+        raise InvalidOption(f"condition = {condition}: {limit}")
+    device = device_of(model)
+    labels = None
+    if classes:
+        labels = torch.arange(n) % classes if condition is None else torch.full((n,), condition)
+    pieces = []
+    with asking(model, seed):
+        for start in range(0, n, _CHUNK):
+            size = min(_CHUNK, n - start)
+            label = None if labels is None else labels[start : start + size].to(device)
+            z = draw(model.prior(label, model.posterior), 1, size)
+            pieces.append(to_unit(model.likelihood(z, label).mean[0], model.spec.value_range).cpu())
+    return torch.cat(pieces)
+
+
+def to_batch(model: LatentModel, x: Tensor, labels: Tensor | None) -> Batch:
+    """Unscaled observations as the model sees them, on its device."""
+    device = device_of(model)
+    condition = labels.to(device, torch.int64) if labels is not None and model.spec.classes else None
+    return Batch(scale(x.to(device), model.spec.value_range), condition)
+
+
+def reconstruct(model: LatentModel, x: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> Tensor:
+    """X -> a sample of q(z|x) -> the mean of p(x|z).
+
+    Args:
+        x: unscaled, ``(B, *event_shape)``.
+
+    Returns:
+        ``(B, *event_shape)`` as of ``sample``.
+    """
+    with asking(model, seed):
+        step = model(to_batch(model, x, labels))
+        return to_unit(step.likelihood.mean[0], model.spec.value_range).cpu()
+
+
+def encode(model: LatentModel, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+    """The encoder's outputs by name, ``(B, ...)`` each, for unscaled ``x`` ``(B, *event_shape)``."""
+    if model.encoder is None:
+        raise InvalidOption("encoder = None: this model has no encoder, so nothing can be encoded; try `genkit sample`")
+    with asking(model, 0):
+        pieces = []
+        for start in range(0, len(x), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            pieces.append(model.encoder(*to_batch(model, x[rows], None if labels is None else labels[rows])))
+    return {
+        name: torch.cat(values).cpu()
+        for name, values in zip(model.encoder.outputs, zip(*pieces, strict=True), strict=True)
+    }
+
+
+def log_likelihood(model: LatentModel, batch: Batch, samples: int) -> Tensor:
+    r"""The importance-weighted estimate of :math:`\log p(x)`, ``(B,)``, in nats, in the units of the value range.
+
+    .. math:: \log \frac1K \sum_{k=1}^K \frac{p(x|z_k)\,p(z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
+
+    A lower bound in expectation, tight as K grows (Burda et al. 2016, arXiv:1509.00519).
+
+    Args:
+        samples: K. They are taken a few at a time.
+
+    Raises:
+        NotImplementedError: by a distribution that has no density.
+    """
+    x, condition = batch
+    posterior = model.posterior(x, condition)
+    prior = model.prior(condition, model.posterior)
+    weights = []
+    at_once = max(1, _CHUNK // len(x))
+    for start in range(0, samples, at_once):
+        z = posterior.sample((min(at_once, samples - start),))
+        likelihood = model.likelihood(z, condition)
+        weights.append(likelihood.log_prob(x) + prior.log_prob(z) - posterior.log_prob(z))
+    return torch.cat(weights).logsumexp(0) - math.log(samples)

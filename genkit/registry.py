@@ -1,0 +1,99 @@
+"""What plugins contribute: components, models, exporters and runtimes, by kind and name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from genkit.errors import unknown
+from genkit.recipe import Recipe
+
+KINDS = ("model", "encoder", "decoder", "prior", "loss", "dataset", "exporter", "runtime")
+
+Factory = Callable[..., Any] | str
+"""A callable, or ``"package.module:Name"``, which is imported when it is first needed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name. ``target`` is a recipe for a model and a factory for everything else."""
+
+    kind: str
+    name: str
+    target: Factory | Recipe
+    plugin: str = ""
+
+    def load(self) -> Any:
+        """The factory itself (or the recipe), imported now if it was registered by its name."""
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, name = self.target.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+@dataclass
+class Registry:
+    """Named contributions. A name that is taken within its kind stays with whoever took it first."""
+
+    plugin: str = ""
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    refused: list[tuple[Entry, Entry]] = field(default_factory=list)
+    """Registrations that came too late, each with the one that holds the name."""
+
+    def encoder(self, name: str, factory: Factory) -> None:
+        """Contributes ``factory(spec, **options) -> Encoder``."""
+        self._add("encoder", name, factory)
+
+    def decoder(self, name: str, factory: Factory) -> None:
+        """Contributes ``factory(spec, **options) -> Decoder``."""
+        self._add("decoder", name, factory)
+
+    def prior(self, name: str, factory: Factory) -> None:
+        """Contributes ``factory(spec, **options) -> Prior``."""
+        self._add("prior", name, factory)
+
+    def loss(self, name: str, factory: Factory) -> None:
+        """Contributes ``factory(spec, **options) -> Loss``."""
+        self._add("loss", name, factory)
+
+    def dataset(self, name: str, factory: Factory) -> None:
+        """Contributes ``factory(**options) -> Data``; one that takes ``data_dir`` is given the user's."""
+        self._add("dataset", name, factory)
+
+    def exporter(self, name: str, factory: Factory) -> None:
+        """Contributes ``factory() -> Exporter``, for ``genkit export --format NAME``."""
+        self._add("exporter", name, factory)
+
+    def runtime(self, name: str, factory: Factory) -> None:
+        """Contributes ``factory() -> Runtime``, for ``genkit verify --runtime NAME``."""
+        self._add("runtime", name, factory)
+
+    def model(self, recipe: Recipe) -> None:
+        """Contributes a model, under its recipe's name."""
+        if not isinstance(recipe, Recipe):
+            raise TypeError(f"registry.model takes a genkit.Recipe, not {recipe!r}")
+        self.add(Entry("model", recipe.name, recipe, self.plugin))
+
+    def names(self, kind: str) -> list[str]:
+        """The names registered under a kind, sorted."""
+        return sorted(name for k, name in self.entries if k == kind)
+
+    def get(self, kind: str, name: str) -> Entry:
+        """The entry of that name, or ``UnknownName`` with the nearest match."""
+        try:
+            return self.entries[kind, name]
+        except KeyError:
+            raise unknown(kind, name, self.names(kind)) from None
+
+    def add(self, entry: Entry) -> None:
+        """Takes an entry, or notes that its name is taken."""
+        held = self.entries.setdefault((entry.kind, entry.name), entry)
+        if held is not entry:
+            self.refused.append((entry, held))
+
+    def _add(self, kind: str, name: str, factory: Factory) -> None:
+        if not callable(factory) and not (isinstance(factory, str) and factory.count(":") == 1):
+            raise TypeError(f"the factory of {kind} {name!r} must be callable or 'module:Name', not {factory!r}")
+        self.add(Entry(kind, name, factory, self.plugin))

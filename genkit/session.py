@@ -1,0 +1,299 @@
+"""What the commands do: plan and carry out a training run, load a trained one, measure it, export it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genkit.assemble import Composition, assemble, resolve
+from genkit.errors import GenkitError, InvalidOption, InvalidRun
+from genkit.graphs import describe_prior
+from genkit.inference import asking, log_likelihood
+from genkit.latent import LatentModel
+from genkit.plugins import Plugins
+from genkit.random import seeded
+from genkit.recipe import Recipe
+from genkit.registry import Registry
+from genkit.run import Checkpoint, Run
+from genkit.task import Task
+from genkit.training.batches import batches_of
+from genkit.training.device import choose_device, describe_device
+from genkit.training.loop import Trainer, measure
+from genkit.training.step import checked_turns
+
+if TYPE_CHECKING:
+    from genkit.bundle import Report
+
+_FREE_TO_CHANGE = ("epochs", "workers")
+"""Training options that a resumed run may change: they alter nothing that was already done."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run that is about to begin or to go on."""
+
+    path: Path
+    recipe: Recipe
+    begun: bool
+    finished: bool
+
+
+def plan(
+    registry: Registry,
+    *,
+    model: str | None,
+    recipe_file: Path | None,
+    settings: Sequence[str],
+    training: Mapping[str, Any],
+    out: Path | None,
+    resume: bool,
+) -> Plan:
+    """What ``genkit train`` was asked to do, checked as far as it can be without loading data.
+
+    Raises:
+        GenkitError: where the request contradicts itself or what lies in ``out``.
+    """
+    if model and recipe_file:
+        raise InvalidOption("--model and --recipe: name one of them")
+    if resume and out is None:
+        raise InvalidOption("--resume: say which run with --out RUN")
+    saved = Run.open(out).recipe if resume and out and not Run.vacant(out) else None
+    if recipe_file:
+        if not recipe_file.is_file():
+            raise InvalidOption(f"--recipe {recipe_file}: there is no such file")
+        base = Recipe.from_yaml(recipe_file.read_text(), str(recipe_file))
+    elif saved is not None:
+        base = saved
+        if model and model != saved.name:
+            raise InvalidRun(f"--model {model}: the run {out} is of the model {saved.name!r}; leave --model out")
+    elif model:
+        base = registry.get("model", model).load()
+    else:
+        raise InvalidOption("no model was named; use --model NAME (see `genkit models`) or --recipe FILE")
+    recipe = resolve(base.with_settings(settings).with_training(**training), registry)
+    path = out or Run.fresh_path(recipe.name)
+    if saved is None:
+        return Plan(path, recipe, begun=False, finished=False)
+    _require_same(path, resolve(saved, registry), recipe)
+    done = max((checkpoint.position.epoch for checkpoint in Run(path).checkpoints()), default=-1)
+    return Plan(path, recipe, begun=True, finished=done >= recipe.training.epochs)
+
+
+def carry_out(
+    plan: Plan, plugins: Plugins, *, device: str, data_dir: Path | None, init_from: Path | None
+) -> tuple[Run, str]:
+    """Trains as planned; gives the run, and ``finished`` or the name of the signal that interrupted it."""
+    place = choose_device(device)
+    initial = None if init_from is None else Run.open(init_from).checkpoint("last")
+    with seeded(plan.recipe.training.seed):
+        task = assemble(plan.recipe, plugins.registry, data_dir)
+    if initial is not None:
+        initial.load_into(task.module)
+    trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
+    if plan.begun:
+        run = Run.open(plan.path)
+        run.recipe = plan.recipe
+    else:
+        run = Run.create(plan.path, plan.recipe, environment(plan.recipe, plugins, place, init_from))
+    return run, trainer.fit(run)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model, on its device."""
+
+    task: Task
+    model: LatentModel
+    recipe: Recipe
+    checkpoint: Checkpoint
+    device: torch.device
+
+
+def load(path: Path, registry: Registry, checkpoint: str, device: str, data_dir: Path | None) -> Loaded:
+    """The model of a run as it was at a checkpoint, with its data.
+
+    Raises:
+        InvalidRun: if there is no such run or checkpoint, or it is damaged or another model's.
+    """
+    place = choose_device(device)
+    run = Run.open(path)
+    recipe, found = run.recipe, run.checkpoint(checkpoint)
+    with seeded(recipe.training.seed):
+        task = assemble(recipe, registry, data_dir)
+    found.load_into(task.module)
+    task.module.to(place)
+    assert isinstance(task.module, Composition)
+    return Loaded(task, task.module.model, recipe, found, place)
+
+
+def evaluate(loaded: Loaded, *, samples: int, seed: int) -> dict[str, Any]:
+    """The test-set terms, and the importance-weighted log-likelihood or the reason why there is none."""
+    task, options = loaded.task, loaded.recipe.training
+    batches = batches_of(
+        task.data, task.data.test, options.batch_size, task.value_range, None, loaded.device, options.workers
+    )
+    terms = measure(task, checked_turns(task.turns()), batches, loaded.device, seed)
+    likelihood: dict[str, Any] = {"value": None, "standard_error": None, "samples": samples, "units": "nats"}
+    if loaded.model.encoder is None:
+        likelihood["reason"] = "no density: the model has no encoder to propose latents"
+    elif not samples:
+        likelihood["reason"] = "not asked for"
+    else:
+        try:
+            with asking(loaded.model, seed):
+                values = torch.cat(
+                    [log_likelihood(loaded.model, batches.load(portion), samples).cpu() for portion in batches.epoch(0)]
+                )
+        except NotImplementedError as error:
+            likelihood["reason"] = f"no density: {error or 'a distribution of the model has no log_prob'}"
+        else:
+            likelihood["value"] = values.double().mean().item()
+            likelihood["standard_error"] = values.double().std().item() / math.sqrt(len(values))
+    position = loaded.checkpoint.position
+    return {
+        "model": loaded.recipe.name,
+        "epoch": position.epoch,
+        "step": position.step,
+        "observations": batches.size,
+        "terms": dict(terms),
+        "log_likelihood": likelihood,
+    }
+
+
+def export(loaded: Loaded, plugins: Plugins, target: Path, *, format_: str, opset: int, seed: int) -> Report:
+    """Publishes a proven bundle at ``target``, or raises ``ExportRefused`` and leaves it as it was."""
+    exporter = plugins.registry.get("exporter", format_).load()()
+    runtime = plugins.registry.get("runtime", "onnxruntime").load()()
+    spec, position = loaded.model.spec, loaded.checkpoint.position
+    with seeded(seed):
+        about = {
+            "recipe": loaded.recipe.to_mapping(),
+            "spec": {
+                "event_shape": list(spec.event_shape),
+                "latent_shape": list(spec.latent_shape),
+                "value_range": spec.value_range and list(spec.value_range),
+                "classes": spec.classes,
+            },
+            "prior": {**loaded.recipe.prior.to_mapping(), "distribution": describe_prior(loaded.model)},
+            "checkpoint": {"epoch": position.epoch, "step": position.step},
+            "versions": _versions("genkit-torch", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+        }
+        report: Report = exporter.export(
+            loaded.task.graphs(), target, about=about, opset=opset, runtimes=[runtime], seed=seed
+        )
+    return report
+
+
+def sample_bundle(path: Path, registry: Registry, n: int, *, seed: int, condition: int | None) -> Tensor:
+    """``n`` latents from the bundle's prior through its decoder in onnxruntime; as ``inference.sample``.
+
+    Raises:
+        GenkitError: for a prior that the manifest cannot describe, or a label that the data does not have.
+    """
+    from genkit.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    extra = bundle.manifest.model_dump()
+    classes = extra["spec"]["classes"]
+    prior = extra["prior"]["distribution"]
+    if prior is None:
+        raise GenkitError(f"{path}: its prior {extra['prior']['use']!r} cannot be drawn by numpy; sample from the run")
+    graph = next((g for g in bundle.manifest.graphs if g.name == "decoder"), None)
+    if graph is None:
+        raise GenkitError(f"{path}: the bundle has no decoder, so there is nothing to sample")
+    conditional = any(tensor.name == "condition" for tensor in graph.inputs)
+    if condition is not None and not (conditional and condition < classes):
+        limit = f"the labels go from 0 to {classes - 1}" if conditional else "this decoder takes no label"
+        raise InvalidOption(f"condition = {condition}: {limit}")
+    run = registry.get("runtime", "onnxruntime").load()().load(path / graph.file)
+    draw = getattr(np.random.default_rng(seed), prior["kind"])
+    z = draw(*(np.asarray(p) for p in prior["parameters"]), (n, *extra["spec"]["latent_shape"]))
+    inputs: dict[str, Any] = {"z": z.astype(np.float32)}
+    if conditional:
+        inputs["condition"] = np.arange(n) % classes if condition is None else np.full(n, condition)
+    return torch.from_numpy(run(inputs)["x"])
+
+
+def environment(recipe: Recipe, plugins: Plugins, device: torch.device, init_from: Path | None) -> dict[str, Any]:
+    """What a run was made with: versions, device, seed, and the commit of each plugin where it is known."""
+    return {
+        "command": sys.argv[1:],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": _versions("genkit-torch", "torch", "torchvision", "numpy", "safetensors"),
+        "device": describe_device(device),
+        "seed": recipe.training.seed,
+        "init_from": None if init_from is None else str(init_from),
+        "plugins": [
+            {
+                "name": p.name,
+                "distribution": p.distribution,
+                "version": p.version,
+                "commit": _commit(p.distribution),
+            }
+            for p in plugins.plugins.values()
+            if p.entries
+        ],
+    }
+
+
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit(name: str) -> str | None:
+    """The git commit that a distribution was installed from, by the record that pip keeps (PEP 610)."""
+    try:
+        record = json.loads(distribution(name).read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    commit: str | None = record.get("vcs_info", {}).get("commit_id")
+    if commit is None and record.get("url", "").startswith("file://"):
+        folder = record["url"].removeprefix("file://")
+        try:
+            answer = subprocess.run(
+                ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return None
+        commit = answer.stdout.strip() or None
+    return commit
+
+
+def _require_same(path: Path, saved: Recipe, asked: Recipe) -> None:
+    """A resumed run is the run that was begun; only what changes nothing already done may differ."""
+    before, now = _flat(saved.to_mapping()), _flat(asked.to_mapping())
+    for key in sorted(before.keys() | now.keys()):
+        if key.removeprefix("training.") not in _FREE_TO_CHANGE and before.get(key) != now.get(key):
+            raise InvalidRun(
+                f"the run {path} was begun with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
+                "resume it as it is, or begin another with a new --out"
+            )
+
+
+def _flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{k}": v for k, v in value.items()}
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,176 @@
+"""Where batches come from: data that is resident on the device, or data that is streamed to it.
+
+A source hands out *portions* in the order of an epoch, cheaply, and turns a portion into a ``Batch`` on the device as
+part of the step. The order of an epoch, and whatever is random in an item, depend on the seed, the epoch and the
+item's index alone, so that a run can be taken up in the middle of an epoch and repeats itself exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
+
+from genkit.data import length, scale, split
+from genkit.errors import InvalidComponent
+from genkit.interfaces import Batch
+from genkit.random import derive, seed_all, seeded
+from genkit.task import Data
+
+_ORDER, _ITEMS = 0, 1
+"""Streams of random numbers, apart from each other."""
+
+
+class Batches(Protocol):
+    """A source of batches of one dataset."""
+
+    size: int
+    """Observations in an epoch."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The portions of an epoch from batch ``start`` on."""
+        ...
+
+    def load(self, portion: Any) -> Batch:
+        """A portion as models see it, on the device."""
+        ...
+
+    def finish(self, x: Tensor, labels: Tensor | None) -> Batch:
+        """Observations on the device, unscaled, as models see them."""
+        ...
+
+
+class _Shaped:
+    """What both sources share: the epoch's order, and the last touch to a batch."""
+
+    def __init__(
+        self,
+        data: Data,
+        dataset: Dataset[Any],
+        batch_size: int,
+        value_range: Any,
+        seed: int | None,
+        device: torch.device,
+    ) -> None:
+        self.size = length(dataset)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = device
+        self.event_shape = tuple(data.event_shape)
+        self.classes = data.classes
+        self.value_range = value_range
+
+    def __len__(self) -> int:
+        return math.ceil(self.size / self.batch_size)
+
+    def order(self, epoch: int) -> Tensor:
+        """The indices of an epoch, shuffled unless the seed is None; on the CPU."""
+        if self.seed is None:
+            return torch.arange(self.size)
+        generator = torch.Generator().manual_seed(derive(self.seed, _ORDER, epoch))
+        return torch.randperm(self.size, generator=generator)
+
+    def finish(self, x: Tensor, labels: Tensor | None) -> Batch:
+        """Checks the shape, scales the values and keeps the labels only where the data declares classes."""
+        if tuple(x.shape[1:]) != self.event_shape:
+            raise InvalidComponent(
+                f"the dataset gave observations of shape {list(x.shape[1:])}, but declares event_shape = "
+                f"{list(self.event_shape)}; make its factory return one shape for both"
+            )
+        if not self.classes:
+            return Batch(scale(x, self.value_range))
+        if labels is None:
+            raise InvalidComponent(
+                f"the dataset declares classes = {self.classes}, but its items have no label; give items (x, label)"
+            )
+        return Batch(scale(x, self.value_range), labels.long())
+
+
+class Resident(_Shaped):
+    """A ``TensorDataset``, moved to the device once as it is, gathered and converted there."""
+
+    def __init__(self, data: Data, dataset: TensorDataset, *args: Any) -> None:
+        super().__init__(data, dataset, *args)
+        self.tensors = [tensor.to(self.device) for tensor in dataset.tensors[: 2 if self.classes else 1]]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """Index tensors on the device."""
+        yield from self.order(epoch).to(self.device).split(self.batch_size)[start:]
+
+    def load(self, portion: Tensor) -> Batch:
+        """Gathers the rows of these indices."""
+        return self.finish(*split([tensor.index_select(0, portion) for tensor in self.tensors]))
+
+
+class Streamed(_Shaped):
+    """Any other dataset, read by worker processes, in pinned memory where the device is not the CPU."""
+
+    def __init__(self, data: Data, dataset: Dataset[Any], *args: Any, workers: int | None) -> None:
+        super().__init__(data, dataset, *args)
+        self.dataset = dataset
+        self.workers = min(4, os.cpu_count() or 1) if workers is None else workers
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Collated items on the CPU."""
+        indices = self.order(epoch)[start * self.batch_size :].tolist()
+        yield from DataLoader(
+            _Reproducible(self.dataset, derive(self.seed or 0, _ITEMS, epoch)),
+            batch_size=self.batch_size,
+            sampler=indices,
+            num_workers=self.workers,
+            pin_memory=self.device.type != "cpu",
+            worker_init_fn=_leave_signals_to_the_trainer,
+        )
+
+    def load(self, portion: Any) -> Batch:
+        """Moves the items to the device."""
+        x, labels = split(portion)
+        labels = None if labels is None else labels.to(self.device, non_blocking=True)
+        return self.finish(x.to(self.device, non_blocking=True), labels)
+
+
+def batches_of(
+    data: Data,
+    dataset: Dataset[Any],
+    batch_size: int,
+    value_range: tuple[float, float] | None,
+    seed: int | None,
+    device: torch.device,
+    workers: int | None,
+) -> Batches:
+    """The source that suits a dataset. ``seed=None``: in the dataset's own order, always the same."""
+    if isinstance(dataset, TensorDataset):
+        return Resident(data, dataset, batch_size, value_range, seed, device)
+    return Streamed(data, dataset, batch_size, value_range, seed, device, workers=workers)
+
+
+class _Reproducible(Dataset[Any]):
+    """A dataset whose random transforms depend on a seed and the index, not on which process reads what before."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> Any:
+        seed = derive(self.seed, index)
+        if get_worker_info() is not None:
+            seed_all(seed)
+            return self.dataset[index]
+        with seeded(seed):
+            return self.dataset[index]
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the trainer decides when its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

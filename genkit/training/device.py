@@ -1,0 +1,58 @@
+"""Where and in which arithmetic a run computes, set for the run alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from genkit.errors import InvalidOption
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` (CUDA where there is one), ``cpu`` or ``cuda`` as a device.
+
+    Raises:
+        InvalidOption: for another name, or CUDA where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InvalidOption(f"device = {name!r}: it is one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidOption("device = 'cuda': torch finds no CUDA device here; use --device cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with this
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def describe_device(device: torch.device) -> str:
+    """Its name for a person."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def require_precision(device: torch.device, precision: str) -> None:
+    """Raises ``InvalidOption`` for tf32 on a device that has none."""
+    if precision == "tf32" and device.type != "cuda":
+        raise InvalidOption("precision = 'tf32': only CUDA devices have it; use --precision fp32 or bf16")
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Deterministic algorithms, and float32 products in the asked precision, inside the block."""
+    with ExitStack() as stack:
+        cudnn: Any = torch.backends.cudnn
+        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+        for backend in backends:
+            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        stack.callback(torch.use_deterministic_algorithms, deterministic, warn_only=warn_only)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory: Any = torch.utils.deterministic
+        stack.callback(setattr, memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory)
+        memory.fill_uninitialized_memory = False  # it would cost a pass over every new tensor
+        yield

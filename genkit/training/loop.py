@@ -1,0 +1,254 @@
+"""The training loop: for each epoch, for each batch, for each turn. It knows of no kind of model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from genkit import pictures
+from genkit.data import take
+from genkit.errors import Diverged
+from genkit.inference import evaluating
+from genkit.interfaces import unvalidated
+from genkit.random import derive, restore_states, seeded, states_as_tensors
+from genkit.recipe import TrainingOptions
+from genkit.run import Checkpoint, Position, Run
+from genkit.task import Task, Turn
+from genkit.training.batches import Batches, batches_of
+from genkit.training.device import arithmetic, describe_device, require_precision
+from genkit.training.meter import Meter, Reading
+from genkit.training.signals import Interruption
+from genkit.training.step import EagerStep, checked_turns, optimizer_state, restore_optimizers
+
+Notify = Callable[..., None]
+"""``notify(hook, **arguments)``: calls a lifecycle hook in every plugin."""
+
+_TRAINING, _EVALUATION = 2, 3
+"""Streams of random numbers, apart from those of the data."""
+
+_DISPLAY_INTERVAL = 0.1
+"""Seconds between two calls of the hook that progress displays live on."""
+
+
+class Trainer:
+    """Trains one task. Whatever is wrong with the request is found here, before anything is written.
+
+    Args:
+        task: with its module in any place; it ends up on ``device``.
+        options: how to train.
+        device: where to train.
+        notify: receives the lifecycle hooks.
+
+    Raises:
+        GenkitError: where the options, the turns or the data do not fit together.
+    """
+
+    run: Run
+
+    def __init__(self, task: Task, options: TrainingOptions, device: torch.device, notify: Notify) -> None:
+        require_precision(device, options.precision)
+        self.task, self.options, self.device, self.notify = task, options, device, notify
+        self.module = task.module.to(device)
+        self.turns = checked_turns(task.turns())
+
+        def batches(dataset: Any, seed: int | None) -> Batches:
+            return batches_of(task.data, dataset, options.batch_size, task.value_range, seed, device, options.workers)
+
+        self.training = batches(task.data.train, options.seed)
+        self.test = batches(task.data.test, None)
+        self.step = EagerStep(self.turns, self.training, options, device)
+        self.meter = Meter(device)
+        self.position = Position()
+        self.seconds = 0.0
+        self.test_loss: float | None = None
+
+        self.rehearse()
+
+    def fit(self, run: Run) -> str:
+        """Trains from the last checkpoint of ``run``, or from the present weights if there is none.
+
+        Returns:
+            ``finished``, or the name of the signal that interrupted it, after which the run can be resumed.
+
+        Raises:
+            Diverged: when a loss or a weight is not finite. The last good checkpoint is intact.
+        """
+        self.run = run
+        outcome = "failed"
+        try:
+            with arithmetic(self.options.precision), unvalidated(), seeded(derive(self.options.seed, _TRAINING)):
+                outcome = self.run_to_the_end()
+        except Diverged:
+            outcome = "diverged"
+            raise
+        finally:
+            self.notify("genkit_run_ended", run=run, outcome=outcome)
+        return outcome
+
+    def rehearse(self) -> None:
+        """One evaluation of every turn on the first observations, so that what cannot work fails at once."""
+        x, labels = take(self.task.data.train, range(min(2, self.training.size)))
+        batch = self.training.finish(x.to(self.device), None if labels is None else labels.to(self.device))
+        with arithmetic(self.options.precision), seeded(0), evaluating(self.module), unvalidated():
+            Meter(self.device).add(0, len(batch.x), [(turn.name, turn(batch)) for turn in self.turns])
+
+    def run_to_the_end(self) -> str:
+        checkpoints = self.run.checkpoints()
+        if checkpoints:
+            self.restore(checkpoints[-1])
+        self.run.rewind(self.position)
+        if not checkpoints:
+            self.save()
+        self.notify(
+            "genkit_run_started",
+            run=self.run,
+            epoch=self.position.epoch,
+            epochs=self.options.epochs,
+            batches=len(self.training),
+            device=describe_device(self.device),
+        )
+        with Interruption() as interruption:
+            while self.position.epoch < self.options.epochs:
+                if self.train_epoch(interruption):
+                    self.finish_epoch()
+                if interruption.signal and self.position.epoch < self.options.epochs:
+                    self.require_finite(self.meter.read())
+                    self.save()
+                    return interruption.signal.name
+        return "finished"
+
+    def train_epoch(self, interruption: Interruption) -> bool:
+        """Takes the steps of the epoch that are left; whether all of them were taken."""
+        self.module.train()
+        epoch, batch, step = self.position.epoch, self.position.batch, self.position.step
+        before, started, displayed = self.seconds, time.perf_counter(), 0.0
+        for portion in self.training.epoch(epoch, batch):
+            size, results = self.step(portion, step)
+            batch, step = batch + 1, step + 1
+            self.meter.add(step, size, results)
+            now = time.perf_counter()
+            if now - displayed > _DISPLAY_INTERVAL:
+                displayed = now
+                self.notify(
+                    "genkit_step_ended",
+                    run=self.run,
+                    epoch=epoch + 1,
+                    batch=batch,
+                    batches=len(self.training),
+                    observations=self.meter.count,
+                    seconds=before + now - started,
+                )
+            if interruption.signal:
+                break
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        self.seconds = before + time.perf_counter() - started
+        self.position = Position(epoch, batch, step)
+        return batch == len(self.training)
+
+    def finish_epoch(self) -> None:
+        """Everything after the last step of an epoch. The checkpoint comes last: it says that all the rest is done."""
+        epoch, step = self.position.epoch + 1, self.position.step
+        reading = self.meter.read()
+        self.require_finite(reading)
+        row: dict[str, Any] = {"epoch": epoch, "step": step, "train": self.finite(reading.means, "training", epoch)}
+        if self.options.evaluate_every and epoch % self.options.evaluate_every == 0:
+            means = measure(self.task, self.turns, self.test, self.device, self.options.seed)
+            row["test"] = self.finite(means, "test", epoch)
+        self.test_loss = row.get("test", {}).get("loss")
+        row["seconds"] = round(self.seconds, 4)
+        row["images_per_second"] = round(self.training.size / self.seconds, 1)
+        last = epoch == self.options.epochs
+        illustrated = last or (self.options.sample_every > 0 and epoch % self.options.sample_every == 0)
+        if illustrated:
+            for folder, picture in self.task.pictures.items():
+                self.illustrate(folder, epoch, picture)
+        self.run.append_metrics(row)
+        if illustrated:
+            self.run.save_loss_curves()
+        self.position, self.meter, self.seconds = Position(epoch, 0, step), Meter(self.device), 0.0
+        self.notify("genkit_epoch_ended", run=self.run, metrics=row)
+        if last or epoch % self.options.checkpoint_every == 0:
+            self.save()
+
+    def illustrate(self, folder: str, epoch: int, picture: pictures.Picture) -> None:
+        try:
+            path = self.run.save_picture(folder, epoch, picture())
+        except Exception as error:  # a picture is not worth a run
+            self.warn(f"the picture {folder!r} of epoch {epoch} could not be made: {type(error).__name__}: {error}")
+        else:
+            self.notify("genkit_picture_saved", run=self.run, epoch=epoch, path=path)
+
+    def finite(self, means: Mapping[str, float], part: str, epoch: int) -> dict[str, float | None]:
+        """The means as they are written: null, with a warning, for what is not finite."""
+        for name in (name for name, value in means.items() if not math.isfinite(value)):
+            self.warn(f"the {part} term {name!r} of epoch {epoch} is {means[name]}; it is recorded as null")
+        return {name: value if math.isfinite(value) else None for name, value in means.items()}
+
+    def require_finite(self, reading: Reading) -> None:
+        """Raises ``Diverged`` if a loss went wrong since the epoch began, or a weight is not finite now."""
+        where = f"in epoch {self.position.epoch + 1}"
+        if any(name == "loss" or name.endswith("/loss") for name in reading.first_bad):
+            name, step = min(reading.first_bad.items(), key=lambda item: (item[1], item[0].endswith("loss")))
+            raise self.diverged(f"{where}, step {step}: the term {name!r} is not finite")
+        weights = dict(self.module.named_parameters())
+        if weights and not torch.stack([p.isfinite().all() for p in weights.values()]).all():
+            name = next(name for name, p in weights.items() if not p.isfinite().all())
+            raise self.diverged(f"{where}, by step {self.position.step}: the weight {name!r} is not finite")
+
+    def diverged(self, what: str) -> Diverged:
+        checkpoint = self.run.checkpoints()[-1]
+        return Diverged(
+            f"training diverged {what}; the last good checkpoint is {checkpoint.path}. "
+            "Try a lower --lr, or --set training.clip_norm=1"
+        )
+
+    def save(self) -> None:
+        tensors, plain = optimizer_state(self.turns, self.step.optimizers)
+        meter_tensors, meter_plain = self.meter.state()
+        random = {f"random.{name}": state for name, state in states_as_tensors().items()}
+        path = self.run.save_checkpoint(
+            self.position,
+            self.module.state_dict(),
+            {**tensors, **meter_tensors, **random},
+            {"seconds": self.seconds, "test_loss": self.test_loss, "optimizer": plain, "meter": meter_plain},
+            self.options.sample_every,
+        )
+        self.notify(
+            "genkit_checkpoint_saved",
+            run=self.run,
+            epoch=self.position.epoch,
+            step=self.position.step,
+            path=path,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        checkpoint.load_into(self.module)
+        state, tensors = checkpoint.state, checkpoint.training()
+        restore_optimizers(self.turns, self.step.optimizers, tensors, state["optimizer"])
+        self.meter.restore(tensors, state["meter"])
+        self.position, self.seconds, self.test_loss = checkpoint.position, state["seconds"], state["test_loss"]
+        prefix = "random."
+        restore_states({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
+    def warn(self, message: str) -> None:
+        self.notify("genkit_warning", run=self.run, message=message)
+
+
+def measure(
+    task: Task, turns: Sequence[Turn], batches: Batches, device: torch.device, seed: int
+) -> Mapping[str, float]:
+    """The means of every term over a dataset, in evaluation mode, with noise from ``seed``.
+
+    Gradients stay enabled, for losses that differentiate as part of their value.
+    """
+    meter = Meter(device)
+    with seeded(derive(seed, _EVALUATION)), evaluating(task.module), unvalidated():
+        for portion in batches.epoch(0):
+            batch = batches.load(portion)
+            meter.add(0, len(batch.x), [(turn.name, turn(batch)) for turn in turns])
+    return meter.read().means

@@ -1,0 +1,60 @@
+"""Optimisers by name, and how the learning rate moves over a run."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from genkit.errors import InvalidOption, unknown
+from genkit.recipe import TrainingOptions
+from genkit.task import Turn
+
+OPTIMIZERS: Mapping[str, type[Optimizer]] = {
+    name.lower(): value
+    for name, value in vars(torch.optim).items()
+    if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
+}
+"""Every optimiser of ``torch.optim``, by its name in lower case."""
+
+
+def optimizer_for(turn: Turn, options: TrainingOptions) -> Optimizer:
+    """The optimiser of a turn: the training options, with the turn's own overrides over them.
+
+    Raises:
+        UnknownName: for an optimiser or a keyword that torch does not have.
+        InvalidOption: for a value that the optimiser refuses.
+    """
+    keywords: dict[str, Any] = {**options.optimizer_options, **turn.optimizer}
+    name = str(keywords.pop("optimizer", options.optimizer))
+    keywords.setdefault("lr", keywords.pop("learning_rate", options.learning_rate))
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS)
+    known = inspect.signature(OPTIMIZERS[name]).parameters
+    for keyword in keywords:
+        if keyword not in known:
+            raise unknown(f"option of the optimizer {name!r}", keyword, list(known)[1:], "Options")
+    if "fused" in known and "foreach" not in keywords:
+        keywords.setdefault("fused", all(p.is_floating_point() for p in turn.parameters))
+    try:
+        return OPTIMIZERS[name](turn.parameters, **keywords)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidOption(f"the optimizer {name!r} of the turn {turn.name!r} refuses its options: {error}") from None
+
+
+def learning_rate_factor(options: TrainingOptions, step: int, steps: int) -> float:
+    """What the learning rate is multiplied with in step ``step`` (from 0) of ``steps``."""
+    if step < options.warmup_steps:
+        return (step + 1) / options.warmup_steps
+    done = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
+    match options.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
