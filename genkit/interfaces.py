@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
+from genkit.errors import InvalidComponent
 from genkit.task import Graph, NoGraph, Turn
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Terms:
     """
 
     def __init__(self, objective: Tensor, **terms: Tensor) -> None:
+        if "loss" in terms:
+            raise InvalidComponent("a term is named 'loss', which is the objective's name in the metrics; rename it")
         self.objective = objective
         self.terms: dict[str, Tensor] = terms
 

@@ -11,7 +11,7 @@ import torch
 
 from genkit import pictures
 from genkit.data import take
-from genkit.errors import Diverged
+from genkit.errors import Diverged, InvalidRun
 from genkit.inference import evaluating
 from genkit.interfaces import unvalidated
 from genkit.random import derive, restore_states, seeded, states_as_tensors
@@ -229,11 +229,17 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         checkpoint.load_into(self.module)
         state, tensors = checkpoint.state, checkpoint.training()
-        restore_optimizers(self.turns, self.step.optimizers, tensors, state["optimizer"])
-        self.meter.restore(tensors, state["meter"])
-        self.position, self.seconds, self.test_loss = checkpoint.position, state["seconds"], state["test_loss"]
         prefix = "random."
-        restore_states({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        try:
+            restore_optimizers(self.turns, self.step.optimizers, tensors, state["optimizer"])
+            self.meter.restore(tensors, state["meter"])
+            self.position, self.seconds, self.test_loss = checkpoint.position, state["seconds"], state["test_loss"]
+            restore_states({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        except (KeyError, ValueError, TypeError) as error:
+            raise InvalidRun(
+                f"the checkpoint {checkpoint.path} cannot be resumed ({type(error).__name__}: {error}); its weights are "
+                "whole: begin another run from them with --init-from"
+            ) from None
 
     def warn(self, message: str) -> None:
         self.notify("genkit_warning", run=self.run, message=message)

@@ -1,0 +1,86 @@
+"""Fixtures: an environment in which the third-party packages are really installed, and the command in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from helpers import Genkit
+
+THIRD_PARTY = Path(__file__).parent / "third_party"
+
+
+def _environment_with(path: Path, *packages: Path) -> Path:
+    """A virtual environment over the present one, with ``packages`` installed into it by pip; its python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
+    python = path / "bin" / "python"
+    site = subprocess.check_output(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    ).strip()
+    here = sysconfig.get_path("purelib")
+    Path(site, "underlying.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*install, *packages], check=True)
+    return python
+
+
+def _command(python: Path | str, **variables: str) -> Genkit:
+    def genkit(*arguments: object, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [python, "-m", "genkit", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **variables, **more},
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return genkit
+
+
+@pytest.fixture(scope="session")
+def acme_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of an environment with the good third-party package."""
+    return _environment_with(tmp_path_factory.mktemp("acme") / "venv", THIRD_PARTY / "genkit_acme")
+
+
+@pytest.fixture(scope="session")
+def acme(acme_python: Path) -> Genkit:
+    """``genkit`` in an environment with the good third-party package."""
+    return _command(acme_python)
+
+
+@pytest.fixture(scope="session")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Genkit:
+    """``genkit`` in an environment with the bad third-party plugins beside the good one."""
+    path = tmp_path_factory.mktemp("broken") / "venv"
+    return _command(_environment_with(path, THIRD_PARTY / "genkit_acme", THIRD_PARTY / "genkit_broken"))
+
+
+@pytest.fixture(scope="session")
+def genkit() -> Genkit:
+    """``genkit`` as it is installed here."""
+    return _command(sys.executable)
+
+
+@pytest.fixture(scope="session")
+def acme_run(acme: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the third-party model."""
+    run = tmp_path_factory.mktemp("acme_run") / "run"
+    acme("train", "--model", "acme", "--out", run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def mnist_run(genkit: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the textbook model on a few images."""
+    run = tmp_path_factory.mktemp("mnist_run") / "run"
+    genkit("train", "--model", "mnist_vae", "--epochs", 2, "--set", "dataset.limit=512", "--out", run)
+    return run

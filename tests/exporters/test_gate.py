@@ -1,0 +1,515 @@
+"""The gate of the ONNX exporter: it accepts what is right, refuses each planted fault for its reason, and publishes
+nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gate_helpers as faults
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+import torch
+from gate_helpers import Decoder, decoder, encoder, entry, export, gate, image, normal
+from genkit_onnx.accuracy import rounding_errors
+from genkit_onnx.exporter import OnnxExporter
+from genkit_onnx.proof import prove
+from genkit_onnx.reference import compare_weights, compute_reference
+from genkit_onnx.runtime import OnnxRuntime
+from helpers import tree
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+import genkit
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> genkit.Bundle:
+    """One proven bundle of the textbook encoder and decoder."""
+    path = tmp_path_factory.mktemp("published") / "bundle"
+    absent = genkit.NoGraph("flow", "the model has no flow")
+    report = export(path, encoder(), decoder(), absent)
+    assert report.ok
+    return genkit.Bundle.open(path)
+
+
+# What is right passes
+
+
+def test_a_true_graph_passes_with_a_hundred_different_draws_of_the_inputs(published: genkit.Bundle) -> None:
+    runtime = OnnxRuntime()
+    for graph in (encoder(), decoder()):
+        exported = entry(published, graph.name)
+        for seed in range(100):
+            reference = compute_reference(graph, seed)
+            update = {"errors": rounding_errors(reference.cases), "ignores": reference.ignores}
+            promised = exported.model_copy(update=update)
+            checks = list(prove(promised, published.path / exported.file, reference.cases, [runtime]))
+            assert not [check for check in checks if not check.ok], f"{graph.name}, seed {seed}"
+
+
+def test_a_published_bundle_verifies_again(published: genkit.Bundle) -> None:
+    report = OnnxExporter().verify(published, [OnnxRuntime()])
+    assert report.ok
+    assert {check.subject for check in report.checks} == {
+        "files",
+        "structure",
+        "golden vectors",
+        "graph proof",
+        "onnxruntime",
+    }
+
+
+def test_every_batch_size_has_hard_rows_and_seven_rows_have_one_of_each(published: genkit.Bundle) -> None:
+    (graph,) = [graph for graph in published.manifest.graphs if graph.name == "decoder"]
+    cases = published.cases(graph)
+    assert [case.rows for case in cases] == [1, 2, 7, 64]
+    z = cases[2].inputs["z"]
+    assert not z[4].any()
+    assert sorted(z[5]) == [0.0] * 19 + [1.0]
+    assert 0 < np.abs(z[3]).max() < 0.1
+    sizes = [float(np.sqrt(np.mean(np.square(case.inputs["z"][0])))) for case in cases]
+    assert min(sizes) > 2
+
+
+def test_inputs_with_a_range_stay_in_it(published: genkit.Bundle) -> None:
+    for case in published.cases(entry(published, "encoder")):
+        x = case.inputs["x"]
+        assert x.min() >= 0
+        assert x.max() <= 1
+
+
+def test_two_exports_of_one_module_are_the_same_bytes(published: genkit.Bundle, tmp_path: Path) -> None:
+    export(tmp_path / "again", encoder(), decoder(), genkit.NoGraph("flow", "the model has no flow"))
+    assert tree(tmp_path / "again") == tree(published.path)
+
+
+def test_a_bundle_holds_nothing_of_the_exporting_machine(published: genkit.Bundle) -> None:
+    here = [Path.home(), Path.cwd(), Path(sys.prefix), published.path.parent, Path(__file__).parent]
+    for name in tree(published.path):
+        content = (published.path / name).read_bytes()
+        for trace in (*map(str, here), "stack_trace", "site-packages", "gate_helpers"):
+            assert trace.encode() not in content, (name, trace)
+
+
+def test_the_manifest_says_what_there_is_and_what_there_is_not(published: genkit.Bundle) -> None:
+    manifest = json.loads((published.path / "manifest.json").read_text())
+    graph = manifest["graphs"][1]
+    assert (manifest["format"], manifest["recipe"]) == ("onnx", {"name": "textbook"})
+    assert manifest["absent"] == [{"name": "flow", "reason": "the model has no flow"}]
+    assert (graph["name"], graph["file"], graph["opset"], graph["reduction"]) == ("decoder", "decoder.onnx", 18, 400)
+    assert graph["inputs"] == [{"name": "z", "dtype": "float32", "shape": ["batch", 20], "range": None}]
+    assert graph["outputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 1, 28, 28], "range": [0.0, 1.0]}]
+    assert 0 < graph["errors"]["x"]["rms"] < graph["errors"]["x"]["max"] < 1e-6
+
+
+def test_the_report_that_travels_has_the_errors_and_limits_by_batch(published: genkit.Bundle) -> None:
+    parity = json.loads((published.path / "parity.json").read_text())
+    assert parity["ok"]
+    (proof,) = [
+        c for c in parity["checks"] if (c["graph"], c["subject"]) == ("decoder", "graph proof") and c["measured"]
+    ]
+    assert proof["measured"]["rms"] <= proof["measured"]["rms_limit"] == 0.5
+    assert set(proof["measured"]["batches"]) == {"1", "2", "7", "64"}
+
+
+def test_golden_vectors_can_be_read_by_onnx_test_tools(published: genkit.Bundle) -> None:
+    model = onnx.load(published.path / "encoder.onnx")
+    evaluator = onnx.reference.ReferenceEvaluator(model)
+    sets = sorted((published.path / "test_data" / "encoder").glob("test_data_set_*"))
+    assert len(sets) == 4
+    for directory in sets:
+        inputs = [onnx.load_tensor(p) for p in sorted(directory.glob("input_*.pb"))]
+        outputs = [onnx.load_tensor(p) for p in sorted(directory.glob("output_*.pb"))]
+        assert [tensor.name for tensor in outputs] == ["mean", "log_var"]
+        found = evaluator.run(None, {tensor.name: numpy_helper.to_array(tensor) for tensor in inputs})
+        for expected, actual in zip(outputs, found, strict=True):
+            np.testing.assert_allclose(actual, numpy_helper.to_array(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_the_python_of_the_readme_runs_as_printed(published: genkit.Bundle, tmp_path: Path, name: str) -> None:
+    path = published.path
+    if name == "encoder":
+        path = tmp_path / "bundle"
+        export(path, encoder())
+    code = (path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    run = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=True)
+    expected = {"encoder": "mean (16, 20)\nlog_var (16, 20)\n", "decoder": "x (16, 1, 28, 28)\n"}
+    assert (run.stdout, run.stderr) == (expected[name], "")
+
+
+def test_verify_imports_no_torch(published: genkit.Bundle) -> None:
+    code = (
+        "import sys, pathlib, genkit\n"
+        "from genkit_onnx.exporter import OnnxExporter\n"
+        "from genkit_onnx.runtime import OnnxRuntime\n"
+        f"bundle = genkit.Bundle.open(pathlib.Path({str(published.path)!r}))\n"
+        "assert OnnxExporter().verify(bundle, [OnnxRuntime()]).ok\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_export_says_nothing_and_disturbs_neither_the_module_nor_the_random_state(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = decoder()
+    graph.module.train()
+    before = {name: value.clone() for name, value in graph.module.state_dict().items()}
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    export(tmp_path / "bundle", graph)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert graph.module.training
+    assert all(torch.equal(value, before[name]) for name, value in graph.module.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+
+
+# Planted faults
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "subject", "reason"),
+    [
+        ("decoder", faults.scale_weight("net.0.weight", 1.01), "graph proof", "x: rms error"),
+        ("decoder", faults.scale_weight("net.0.weight", 1.0001), "graph proof", "times PyTorch's own"),
+        ("decoder", faults.scale_weight("net.2.weight", 1.0001), "graph proof", "times PyTorch's own"),
+        ("encoder", faults.scale_weight("hidden.weight", 1.0001), "graph proof", "times PyTorch's own"),
+        ("encoder", faults.scale_weight("log_var.bias", 1.0001), "graph proof", "log_var: rms error"),
+        ("encoder", faults.swap_contents, "graph proof", "mean: rms error"),
+        ("encoder", faults.swap_order, "structure", "the outputs are log_var, mean, expected mean, log_var"),
+        ("encoder", faults.drop_output, "structure", "the outputs are mean, expected mean, log_var"),
+        ("decoder", faults.set_batch(3), "structure", "the input z has shape [3, 20], expected [batch, 20]"),
+        ("decoder", faults.freeze_reshape, "onnxruntime", "fails at batch 1"),
+        ("decoder", faults.freeze_reshape, "graph proof", "fails at batch 1"),
+        ("decoder", faults.add_noise(), "structure", "RandomNormalLike is random"),
+        ("decoder", faults.ignore_latent(13), "graph proof", "x does not react to z[13]"),
+        ("decoder", faults.ignore_latent(13), "graph proof", "x: rms error"),
+        ("decoder", faults.clip(), "graph proof", "x: rms error"),
+        ("decoder", faults.clip(), "onnxruntime", "x: rms error"),
+        ("decoder", faults.break_tails(), "graph proof", "values are not finite, the first at batch 1"),
+        ("decoder", faults.break_tails(), "onnxruntime", "values are not finite, the first at batch 1"),
+        ("decoder", faults.couple_rows(), "onnxruntime", "rows alone against rows in a batch"),
+        ("decoder", faults.round_weights, "graph proof", "x: rms error"),
+        ("encoder", faults.retype, "structure", "the output mean is FLOAT16, expected float32"),
+        ("decoder", faults.relabel(17), "structure", "opset 18 was asked for, the file says 17"),
+        ("decoder", faults.annotate, "structure", "notes of the exporting machine"),
+        ("decoder", faults.externalise, "structure", "is in another file"),
+    ],
+)
+def test_a_planted_fault_is_refused_for_its_reason(
+    published: genkit.Bundle, tmp_path: Path, name: str, fault: faults.Fault, subject: str, reason: str
+) -> None:
+    report = gate(published, name, fault, tmp_path)
+    assert [check for check in report.failures if check.subject == subject and reason in check.detail], report.failures
+
+
+def test_the_gate_passes_the_same_file_without_a_fault(published: genkit.Bundle, tmp_path: Path) -> None:
+    assert gate(published, "decoder", lambda model: None, tmp_path).ok
+
+
+@pytest.mark.parametrize("fault", [faults.scale_weight("net.0.weight", 1.0001), faults.clip(), faults.break_tails()])
+def test_verify_refuses_a_fault_whose_sha256_was_brought_up_to_date(
+    published: genkit.Bundle, tmp_path: Path, fault: faults.Fault
+) -> None:
+    path = shutil.copytree(published.path, tmp_path / "copy")
+    model = onnx.load(path / "decoder.onnx")
+    fault(model)
+    (path / "decoder.onnx").write_bytes(model.SerializeToString())
+    genkit.seal(path, published.manifest)
+    report = OnnxExporter().verify(genkit.Bundle.open(path), [])
+    assert {check.subject for check in report.failures} == {"graph proof"}
+
+
+def overwrite(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda path: (path / name).write_bytes(change((path / name).read_bytes()))
+
+
+def spoil(array: NDArray[Any]) -> NDArray[Any]:
+    spoilt = array.copy()
+    spoilt.ravel()[-1] = np.nan
+    return spoilt
+
+
+def replace_vector(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[Path], object]:
+    def damage(content: bytes) -> bytes:
+        tensor = onnx.TensorProto.FromString(content)
+        changed: bytes = numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name).SerializeToString()
+        return changed
+
+    return overwrite(f"test_data/decoder/test_data_set_2/{name}", damage)
+
+
+@pytest.mark.parametrize("reseal", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (overwrite("decoder.onnx", lambda b: b[: len(b) // 2]), "decoder.onnx cannot be read"),
+        (overwrite("decoder.onnx", lambda b: b"not a graph"), "decoder.onnx cannot be read"),
+        (overwrite("decoder.onnx", lambda b: b""), "onnx's checker rejects the file"),
+        (lambda path: (path / "decoder.onnx").unlink(), "decoder.onnx cannot be read"),
+        (overwrite("test_data/decoder/test_data_set_2/input_0.pb", lambda b: b[:-9]), "input_0.pb: cannot be read"),
+        (lambda path: shutil.rmtree(path / "test_data"), "test_data_set_0/input_0.pb: cannot be read"),
+        (replace_vector("reference_0.pb", spoil), "reference_0.pb: holds values that are not finite"),
+        (replace_vector("reference_0.pb", lambda a: a * 1e308), "the manifest's errors are not those"),
+        (replace_vector("output_0.pb", lambda a: a * np.float32(1.01)), "the manifest's errors are not those"),
+        (replace_vector("input_0.pb", lambda a: a * np.float32(1.01)), "x: rms error"),
+        (lambda path: (path / "encoder.onnx").replace(path / "decoder.onnx"), "the inputs are x, expected z"),
+    ],
+)
+def test_verify_reports_whatever_is_damaged_and_never_raises(
+    published: genkit.Bundle, tmp_path: Path, damage: Callable[[Path], object], reason: str, reseal: bool
+) -> None:
+    path = shutil.copytree(published.path, tmp_path / "copy")
+    damage(path)
+    if reseal:
+        genkit.seal(path, published.manifest)
+    report = OnnxExporter().verify(genkit.Bundle.open(path), [OnnxRuntime()])
+    assert [check for check in report.failures if reason in check.detail], report.failures
+    assert all(check.detail and "\n" not in check.detail for check in report.checks)
+    assert reseal or "files" in {check.subject for check in report.failures}
+
+
+# Runtimes
+
+
+class Pretender:
+    """onnxruntime, with something done to its answers."""
+
+    name = "pretender"
+    version = "1"
+
+    def __init__(self, change: Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]) -> None:
+        self.change = change
+
+    def load(self, path: Path) -> Callable[[genkit.Arrays], dict[str, NDArray[Any]]]:
+        run = OnnxRuntime().load(path)
+        return lambda inputs: self.change(run(inputs))
+
+
+def noisy() -> Pretender:
+    random = np.random.default_rng(0)
+    return Pretender(lambda y: {k: v + random.normal(0, 1e-8, v.shape).astype(v.dtype) for k, v in y.items()})
+
+
+def brain_float(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {k: (v.view(np.uint32) & 0xFFFF0000).view(np.float32) for k, v in values.items()}
+
+
+def crash(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    raise RuntimeError("out of registers\nand a long trace")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "reason"),
+    [
+        (Pretender(brain_float), "x: rms error"),
+        (noisy(), "x: a second call gives other bits"),
+        (Pretender(crash), "fails at batch 1: out of registers"),
+        (Pretender(lambda y: {"image": y["x"]}), "gives image at batch 1, expected x"),
+        (Pretender(lambda y: {"x": y["x"].astype(np.float64)}), "x: is float64"),
+        (Pretender(lambda y: {"x": y["x"][..., :1]}), "x: is float32 (1, 1, 28, 1) at batch 1"),
+        (Pretender(lambda y: {"x": np.zeros_like(y["x"])}), "x: rms error"),
+        (Pretender(lambda y: {"x": y["x"] * np.float32("inf")}), "values are not finite, the first at batch 1"),
+        (
+            Pretender(lambda y: {"x": y["x"] + np.float32(1e-3 * (len(y["x"]) > 1))}),
+            "rows alone against rows in a batch",
+        ),
+    ],
+)
+def test_an_unfaithful_runtime_is_refused_for_its_reason(
+    published: genkit.Bundle, tmp_path: Path, runtime: Pretender, reason: str
+) -> None:
+    report = gate(published, "decoder", lambda model: None, tmp_path, runtime)
+    assert {check.subject for check in report.failures} == {"pretender"}
+    assert [check for check in report.failures if reason in check.detail], report.failures
+
+
+def test_a_careless_runtime_passes_with_its_operators_named(published: genkit.Bundle, tmp_path: Path) -> None:
+    unit = entry(published, "decoder").errors["x"].rms
+    careless = Pretender(lambda y: {"x": y["x"] + np.float32(8 * unit)})
+    report = gate(published, "decoder", lambda model: None, tmp_path, careless)
+    assert report.ok
+    assert any("suspect Tanh" in check.detail for check in report.checks if check.subject == "pretender")
+
+
+# Export refuses, and leaves everything as it was
+
+
+class Noisy(nn.Module):
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (z + torch.randn_like(z),)
+
+
+class Branching(nn.Module):
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (z * 2 if z.sum() > 0 else z,)
+
+
+class Static(nn.Module):
+    """Its float64 is right at every batch size, and its trace fixes the batch."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (z.reshape(int(z.shape[0]), -1) * torch.ones(int(z.shape[0]), 1, dtype=z.dtype).numpy().sum(),)
+
+
+class Coupled(nn.Module):
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (z - z.mean(0),)
+
+
+class Overflowing(nn.Module):
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return ((40 * z).exp(),)
+
+
+class HalfPrecise(nn.Module):
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (z.float() * 2,)
+
+
+class Bare(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z
+
+
+class Reduced(nn.Module):
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (z.sum(),)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Noisy(), "reference: y: the module gives other numbers for the same inputs"),
+        (Branching(), "translation: "),
+        (Coupled(), "rows alone against rows in a batch"),
+        (Overflowing(), "float32 is not finite at batch"),
+        (HalfPrecise(), "y: PyTorch's own is float32 where its inputs are float64"),
+        (Bare(), "the module returns a Tensor, expected a tuple of y"),
+        (Reduced(), "its first dimension has to be the batch"),
+        (nn.Sequential(nn.Linear(3, 3)), "the module fails in float32 at batch 1"),
+    ],
+)
+def test_a_module_that_cannot_be_exported_is_refused_in_two_lines(
+    tmp_path: Path, module: nn.Module, reason: str
+) -> None:
+    graph = genkit.Graph("g", module, {"z": normal(4)}, ("y",))
+    with pytest.raises(genkit.ExportRefused) as refused:
+        export(tmp_path / "bundle", graph)
+    message = str(refused.value)
+    assert refused.value.status == 1
+    assert reason in message
+    assert len(message.splitlines()) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.rejected.json"]
+    kept = json.loads((tmp_path / "bundle.rejected.json").read_text())
+    assert not kept["ok"]
+    assert str(tmp_path / "bundle.rejected.json") in message
+
+
+def test_a_failing_export_leaves_an_earlier_bundle_as_it_was_and_a_passing_one_replaces_it(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    export(target, decoder())
+    before = tree(target)
+    with pytest.raises(genkit.ExportRefused):
+        export(target, decoder(), opset=4)
+    assert tree(target) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.rejected.json"]
+
+    export(target, encoder())
+    assert genkit.Bundle.open(target).check_files()[0].ok
+    assert not (target / "decoder.onnx").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_opset_that_the_translator_does_not_write_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(genkit.ExportRefused, match="opset 99 was asked for"):
+        export(tmp_path / "bundle", decoder(), opset=99)
+
+
+def test_another_opset_can_be_asked_for(tmp_path: Path) -> None:
+    export(tmp_path / "bundle", decoder(), opset=20)
+    model = onnx.load(tmp_path / "bundle" / "decoder.onnx")
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+
+
+def test_a_model_without_any_graph_is_refused_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(genkit.ExportRefused, match="decoder: it is implicit"):
+        export(tmp_path / "bundle", genkit.NoGraph("decoder", "it is implicit"))
+
+
+def test_weights_that_are_not_those_of_the_checkpoint_are_noticed(published: genkit.Bundle) -> None:
+    graph = decoder()
+    model = onnx.load(published.path / "decoder.onnx")
+    assert compare_weights(graph, model).ok
+    with torch.no_grad():
+        next(graph.module.parameters())[0, 0] *= 1 + 2**-23
+    check = compare_weights(graph, model)
+    assert not check.ok
+    assert "net.0.weight" in check.detail
+
+
+# Other kinds of graph
+
+
+class Conditional(nn.Module):
+    """Labels go in, codes come out, batch norm stays as it was trained, and one input is not used at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4)
+        self.mix = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ELU(), nn.Linear(16, 8))
+        self.codebook = nn.Parameter(torch.randn(32, 8))
+
+    def forward(self, z: Tensor, condition: Tensor, spare: Tensor) -> tuple[Tensor, ...]:
+        h = self.mix(torch.cat([z, self.embedding(condition)], 1))
+        return h.softmax(1), (h[:, None] - self.codebook).square().sum(2).argmin(1)
+
+
+def test_labels_codes_and_unused_inputs_pass_and_are_described(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    module = Conditional()
+    with torch.no_grad():
+        module(torch.randn(64, 6), torch.randint(10, (64,)), torch.randn(64, 2))  # the statistics of batch norm
+    labels = genkit.Input((), torch.int64, lambda n, g: torch.randint(10, (n,), generator=g))
+    inputs = {"z": normal(6), "condition": labels, "spare": normal(2)}
+    export(tmp_path / "bundle", genkit.Graph("g", module, inputs, ("probabilities", "code")))
+    bundle = genkit.Bundle.open(tmp_path / "bundle")
+    (graph,) = bundle.manifest.graphs
+    assert [(v.name, v.dtype, v.shape) for v in graph.inputs][1] == ("condition", "int64", ("batch",))
+    assert [(v.name, v.dtype, v.shape) for v in graph.outputs][1] == ("code", "int64", ("batch",))
+    assert set(graph.errors) == {"probabilities"}
+    assert graph.ignores["spare"]["probabilities"] == (0, 1)
+    assert not graph.ignores["condition"]["probabilities"]
+    kept = {tensor.name for tensor in onnx.load(bundle.path / graph.file).graph.initializer}
+    assert {"mix.0.weight", "mix.1.running_var"} <= kept
+
+    wrong = Pretender(lambda y: {**y, "code": y["code"] + (np.arange(len(y["code"])) == 5)})
+    report = OnnxExporter().verify(bundle, [wrong])
+    assert [check.detail for check in report.failures] == ["code: 2 of 74 whole numbers are wrong, limit 0"]
+
+
+class Picky(nn.Module):
+    """Takes its inputs as they come."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (inputs[0].flatten(1)[:, :3] - inputs[1],)
+
+
+def test_a_module_may_take_its_inputs_as_a_list(tmp_path: Path) -> None:
+    graph = genkit.Graph("g", Picky(), {"x": image(), "shift": normal(3)}, ("y",))
+    assert export(tmp_path / "bundle", graph).ok
+
+
+def test_the_decoder_of_the_tests_is_the_textbook_one() -> None:
+    assert sum(p.numel() for p in Decoder().parameters()) == 20 * 400 + 400 + 400 * 784 + 784

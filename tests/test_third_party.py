@@ -1,0 +1,107 @@
+"""Packages that genkit knows nothing of, installed by pip, used from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import Genkit, picture_size
+
+
+def test_a_third_party_model_trains_and_leaves_a_whole_run(acme_run: Path) -> None:
+    rows = [json.loads(line) for line in (acme_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert set(rows[0]["train"]) == set(rows[0]["test"]) == {"loss", "l1", "kl"}
+    assert rows[1]["train"]["loss"] < rows[0]["train"]["loss"]
+    for picture in ("loss.png", "samples/epoch_0002.png", "reconstructions/epoch_0002.png"):
+        assert picture_size(acme_run / picture)[0] >= 200
+    plugins = json.loads((acme_run / "environment.json").read_text())["plugins"]
+    assert {"name": "acme", "distribution": "genkit-acme", "version": "1.2.3"}.items() <= plugins[-1].items()
+
+
+def test_it_resumes_samples_encodes_and_evaluates(acme: Genkit, acme_run: Path, tmp_path: Path) -> None:
+    assert "finished" in acme("train", "--out", acme_run, "--resume").stdout
+    acme("sample", acme_run, "-n", 5, "--out", tmp_path / "s.png")
+    acme("reconstruct", acme_run, "-n", 3, "--out", tmp_path / "r.png")
+    width, height = picture_size(tmp_path / "s.png")
+    assert width > height
+    assert "log_scale" in acme("encode", acme_run, "--index", 3).stdout
+    result = json.loads(acme("evaluate", acme_run, "--samples", 8, "--json").stdout)
+    assert result["observations"] == 64
+    assert result["log_likelihood"]["value"] < 0
+
+
+def test_it_exports_a_verified_bundle_that_can_be_sampled(acme: Genkit, acme_run: Path, tmp_path: Path) -> None:
+    acme("export", acme_run, "--out", tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    by_name = {graph["name"]: graph for graph in manifest["graphs"]}
+    assert [o["name"] for o in by_name["encoder"]["outputs"]] == ["loc", "log_scale"]
+    assert [o["name"] for o in by_name["decoder"]["outputs"]] == ["x", "logits"]
+    assert manifest["prior"]["distribution"] == {"kind": "laplace", "parameters": [0.0, 1.0]}
+    acme("verify", tmp_path / "bundle")
+    acme("sample", tmp_path / "bundle", "-n", 8, "--out", tmp_path / "b.png")
+    assert picture_size(tmp_path / "b.png")[0] >= 200
+
+
+def test_labels_reach_the_components_that_use_them_and_no_other_graph(acme: Genkit, tmp_path: Path) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    acme("train", "--model", "acme", "--set", "dataset.labelled=true", "--epochs", 1, "--out", run)
+    acme("export", run, "--out", bundle)
+    graphs = {g["name"]: g for g in json.loads((bundle / "manifest.json").read_text())["graphs"]}
+    assert [i["name"] for i in graphs["encoder"]["inputs"]] == ["x"]
+    assert [(i["name"], i["dtype"]) for i in graphs["decoder"]["inputs"]] == [("z", "float32"), ("condition", "int64")]
+    acme("sample", run, "--condition", 1, "--out", tmp_path / "ones.png")
+    acme("sample", bundle, "--condition", 1, "--out", tmp_path / "bundle_ones.png")
+    refused = acme("sample", run, "--condition", 2, check=False)
+    assert (refused.returncode, refused.stderr) == (2, "error: condition = 2: the labels go from 0 to 1\n")
+
+
+def test_a_model_of_two_turns_without_an_encoder_is_nothing_special(acme: Genkit, tmp_path: Path) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    acme("train", "--model", "acme_gan", "--out", run)
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(row["train"]) == {"loss", "critic/loss", "generator/loss"}
+    assert row["train"]["loss"] == pytest.approx(row["train"]["critic/loss"] + row["train"]["generator/loss"])
+    assert not (run / "reconstructions").exists()
+    acme("sample", run, "--out", tmp_path / "points.png")
+    result = json.loads(acme("evaluate", run, "--json").stdout)
+    assert result["log_likelihood"]["value"] is None
+    assert "no encoder" in result["log_likelihood"]["reason"]
+    refused = acme("encode", run, check=False)
+    assert refused.returncode == 2
+    assert "no encoder" in refused.stderr
+    acme("export", run, "--out", bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert [graph["name"] for graph in manifest["graphs"]] == ["decoder"]
+    assert manifest["absent"] == [{"name": "encoder", "reason": "the model has no encoder"}]
+
+
+def test_bad_plugins_cost_one_line_each_and_nothing_else(broken: Genkit) -> None:
+    done = broken("models")
+    assert "mnist_vae" in done.stdout
+    assert "acme" in done.stdout
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == 3
+    assert any(
+        "'broken' (genkit-broken 0.0.1)" in w and "RuntimeError: the moon is in the wrong" in w for w in warnings
+    )
+    assert any(
+        "'shadowing'" in w and "encoder 'mlp' is already registered by plugin 'mnist_vae'" in w for w in warnings
+    )
+    assert any("'misspelt'" in w and "'genkit_registr'; did you mean 'genkit_register'?" in w for w in warnings)
+    listed = {p["name"]: p for p in json.loads(broken("plugins", "--json").stdout)}
+    assert listed["shadowing"]["entries"] == [{"kind": "encoder", "name": "shadow"}]
+    assert listed["broken"]["problems"]
+    assert not listed["acme"]["problems"]
+
+
+def test_a_plugin_can_be_left_unloaded(broken: Genkit) -> None:
+    assert broken("models", "--disable-plugin", "acme").stdout.count("acme") == 0
+    quiet = broken("models", GENKIT_DISABLE_PLUGINS="broken, shadowing,misspelt")
+    assert quiet.stderr == ""
+    listed = {p["name"]: p for p in json.loads(broken("plugins", "--json", "--disable-plugin", "broken").stdout)}
+    assert listed["broken"]["disabled"]
+    unknown = broken("models", "--disable-plugin", "acm", check=False)
+    assert unknown.returncode == 2
+    assert "did you mean 'acme'?" in unknown.stderr

@@ -1,0 +1,281 @@
+"""The trainer on toys that are nothing like a VAE."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import tree
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.utils.data import Dataset, TensorDataset
+
+import genkit
+from genkit.training.loop import Trainer
+
+CPU = torch.device("cpu")
+COMPONENT = genkit.Choice("none")
+
+
+def toy(terms: Callable[[genkit.Batch], genkit.Terms], module: nn.Module, x: Tensor | None = None) -> genkit.Task:
+    """A task of one turn over points on a line."""
+    data = torch.linspace(0, 1, 10)[:, None] if x is None else x
+    sets = genkit.Data(TensorDataset(data), TensorDataset(data), tuple(data.shape[1:]))
+    return genkit.Task(module, lambda: [genkit.Turn("main", terms, list(module.parameters()))], lambda: [], sets)
+
+
+def train(task: genkit.Task, folder: Path, notify: Callable[..., None] = lambda *_, **__: None, **options: Any) -> Path:
+    """Trains a task for an epoch, or as the options say."""
+    recipe = genkit.Recipe(
+        "toy", dataset=COMPONENT, decoder=COMPONENT, prior=COMPONENT, loss=COMPONENT, latent_shape=(1,)
+    ).with_training(**{"epochs": 1, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.1, **options})
+    trainer = Trainer(task, recipe.training, CPU, notify)
+    assert trainer.fit(genkit.Run.create(folder, recipe, {})) == "finished"
+    return folder
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class Scalars(nn.Module):
+    """Two numbers, one for each player."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(2.0))
+        self.b = nn.Parameter(torch.tensor(3.0))
+
+
+def test_the_gradient_of_one_turn_never_reaches_the_parameters_of_another(tmp_path: Path) -> None:
+    module = Scalars()
+    seen: list[tuple[float | None, float | None]] = []
+
+    def gradients() -> tuple[float | None, float | None]:
+        a, b = module.a.grad, module.b.grad
+        return None if a is None else a.item(), None if b is None else b.item()
+
+    def first(batch: genkit.Batch) -> genkit.Terms:
+        seen.append(gradients())
+        return genkit.Terms(module.a * module.b * torch.ones(len(batch.x)))
+
+    def second(batch: genkit.Batch) -> genkit.Terms:
+        seen.append(gradients())
+        return genkit.Terms(module.a * module.b.square() * torch.ones(len(batch.x)))
+
+    task = toy(first, module)
+    turns = [genkit.Turn("a", first, [module.a]), genkit.Turn("b", second, [module.b])]
+    train(genkit.Task(module, lambda: turns, task.graphs, task.data), tmp_path / "run", batch_size=10, evaluate_every=0)
+    rehearsal, step = seen[:2], seen[2:]
+    assert rehearsal == [(None, None), (None, None)]
+    assert step == [(None, None), (pytest.approx(3.0), None)]
+    assert module.a.item() == pytest.approx(2 - 0.1 * 3)
+    assert module.b.item() == pytest.approx(3 - 0.1 * 1.7 * 2 * 3)
+
+
+def test_metrics_are_means_over_observations_also_where_the_last_batch_is_smaller(tmp_path: Path) -> None:
+    module = Scalars()
+
+    def terms(batch: genkit.Batch) -> genkit.Terms:
+        value = batch.x[:, 0] + 0 * module.a
+        return genkit.Terms(value, square=value.square(), whole=torch.tensor(float(len(value))))
+
+    (row,) = rows(train(toy(terms, module), tmp_path / "run"))
+    x = torch.linspace(0, 1, 10)
+    assert row["step"] == 3
+    for part in ("train", "test"):
+        assert row[part]["loss"] == pytest.approx(x.mean().item())
+        assert row[part]["square"] == pytest.approx(x.square().mean().item())
+        assert row[part]["whole"] == pytest.approx((4 * 4 + 4 * 4 + 2 * 2) / 10)
+
+
+def test_a_loss_may_differentiate_as_part_of_its_value_also_on_the_test_set(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+
+    def terms(batch: genkit.Batch) -> genkit.Terms:
+        x = batch.x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+        return genkit.Terms((slope.norm(dim=1) - 1).square())
+
+    row = rows(train(toy(terms, module), tmp_path / "run", epochs=20))[-1]
+    assert row["test"]["loss"] < rows(tmp_path / "run")[0]["train"]["loss"]
+
+
+@pytest.mark.parametrize("validating", [True, False])
+def test_divergence_names_epoch_step_and_term_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, validating: bool
+) -> None:
+    module = Scalars()
+
+    def terms(batch: genkit.Batch) -> genkit.Terms:
+        scale = module.a if module.a > 1.5 else module.a * float("nan")
+        likelihood = -Normal(scale, 1.0, validate_args=None if validating else False).log_prob(batch.x[:, 0])
+        return genkit.Terms(0 * likelihood + scale.expand(len(batch.x)), likelihood=likelihood, fine=batch.x[:, 0])
+
+    with pytest.raises(genkit.Diverged, match=r"in epoch 2, step 6: the term 'likelihood' is not finite"):
+        train(toy(terms, module), tmp_path / "run", epochs=5)
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1]
+    last = genkit.Run.open(tmp_path / "run").checkpoint("last")
+    assert last.position.epoch == 1
+    assert all(value.isfinite().all() for value in last.weights().values())
+
+
+def test_a_weight_that_is_not_finite_is_found_although_every_loss_was(tmp_path: Path) -> None:
+    module = Scalars()
+
+    def terms(batch: genkit.Batch) -> genkit.Terms:
+        return genkit.Terms((module.a - module.a.detach()).abs().sqrt() * torch.ones(len(batch.x)))
+
+    with pytest.raises(genkit.Diverged, match="the weight 'a' is not finite"):
+        train(toy(terms, module), tmp_path / "run", batch_size=10)
+    assert genkit.Run.open(tmp_path / "run").checkpoint("last").position.epoch == 0
+
+
+def test_a_test_term_that_is_not_finite_is_null_and_warned_of(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+    said = []
+
+    def terms(batch: genkit.Batch) -> genkit.Terms:
+        value = module(batch.x).square()[:, 0]
+        return genkit.Terms(value, odd=value if module.training else value * math.inf)
+
+    def notify(hook: str, **arguments: Any) -> None:
+        if hook == "genkit_warning":
+            said.append(arguments["message"])
+
+    (row,) = rows(train(toy(terms, module), tmp_path / "run", notify))
+    assert row["test"]["odd"] is None
+    assert row["test"]["loss"] is not None
+    assert said == ["the test term 'odd' of epoch 1 is inf; it is recorded as null"]
+
+
+class Streamed(Dataset[Any]):
+    """The same observations as a tensor data set holds, one by one."""
+
+    def __init__(self, x: Tensor, labels: Tensor) -> None:
+        self.x, self.labels = x, labels
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.labels[index]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resident_and_streamed_data_are_the_same_to_a_model(tmp_path: Path, workers: int) -> None:
+    x = torch.randint(0, 256, (30, 1, 4, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    labels = torch.arange(30) % 3
+    batches: dict[str, list[genkit.Batch]] = {"resident": [], "streamed": []}
+    for kind, dataset in (("resident", TensorDataset(x, labels)), ("streamed", Streamed(x, labels))):
+        module = Scalars()
+
+        def terms(batch: genkit.Batch, module: nn.Module = module, kind: str = kind) -> genkit.Terms:
+            if module.training:
+                batches[kind].append(batch)
+            return genkit.Terms(batch.x.flatten(1).mean(1) * module.a)
+
+        data = genkit.Data(dataset, dataset, (1, 4, 4), classes=3)
+        turns = [genkit.Turn("main", terms, [module.a])]
+        task = genkit.Task(module, lambda turns=turns: turns, lambda: [], data, value_range=(-1.0, 1.0))
+        train(task, tmp_path / kind, workers=workers, evaluate_every=0, epochs=2)
+    assert len(batches["resident"]) == len(batches["streamed"]) == 16
+    for ours, theirs in zip(*batches.values(), strict=True):
+        assert torch.equal(ours.x, theirs.x)
+        assert ours.condition is not None
+        assert torch.equal(ours.condition, theirs.condition)
+        assert ours.x.dtype == torch.float32
+    seen = torch.cat([batch.x for batch in batches["resident"][:8]])
+    assert (x.min(), x.max()) == (0, 255)
+    assert (seen.min(), seen.max()) == (-1.0, 1.0)
+    assert torch.equal(seen.flatten().sort()[0], (x.float() / 255 * 2 - 1).flatten().sort()[0])
+    assert not torch.equal(seen, torch.cat([batch.x for batch in batches["resident"][8:]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"warmup_steps": 2}, [0.5, 1, 1, 1]),
+        ({"schedule": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"schedule": "cosine"}, [0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]),
+        ({"clip_norm": 0.25}, [0.25, 0.25, 0.25, 0.25]),
+    ],
+)
+def test_schedules_and_clipping_scale_the_step(
+    tmp_path: Path, options: dict[str, Any], expected: Sequence[float]
+) -> None:
+    module = Scalars()
+    path: list[float] = []
+
+    def terms(batch: genkit.Batch) -> genkit.Terms:
+        path.append(module.a.item())
+        return genkit.Terms(module.a * torch.ones(len(batch.x)))
+
+    train(toy(terms, module), tmp_path / "run", batch_size=5, epochs=2, evaluate_every=0, **options)
+    values = [*path[1:], module.a.item()]
+    steps = [(before - after) / 0.1 for before, after in pairwise(values)]
+    assert steps == pytest.approx(list(expected), rel=1e-4)
+
+
+def test_bf16_computes_in_bfloat16_and_keeps_weights_and_losses_in_float32(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+    dtypes = set()
+
+    def terms(batch: genkit.Batch) -> genkit.Terms:
+        y = module(batch.x)
+        dtypes.add(y.dtype)
+        return genkit.Terms(y.float().square()[:, 0])
+
+    train(toy(terms, module), tmp_path / "run", precision="bf16", evaluate_every=0)
+    assert torch.bfloat16 in dtypes
+    weights = genkit.Run.open(tmp_path / "run").checkpoint("last").weights()
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+
+
+def test_training_leaves_no_trace_in_the_random_state_or_the_global_flags(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled(), Normal(0.0, 1.0)._validate_args
+    train(toy(lambda b: genkit.Terms((module(b.x) + torch.randn(1))[:, 0].square()), module), tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (torch.are_deterministic_algorithms_enabled(), Normal(0.0, 1.0)._validate_args) == before[1:]
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda b: torch.ones(len(b.x), 2), r"the term 'loss' of the turn 'main' has shape \[2, 2\]"),
+        (lambda b: torch.ones(len(b.x) + 1), r"one value an observation, \[2\], or a scalar"),
+    ],
+)
+def test_a_term_of_the_wrong_shape_is_refused_before_anything_is_written(
+    tmp_path: Path, objective: Callable[[genkit.Batch], Tensor], message: str
+) -> None:
+    module = Scalars()
+    with pytest.raises(genkit.InvalidComponent, match=message):
+        train(toy(lambda b: genkit.Terms(objective(b) * module.a), module), tmp_path / "run")
+    assert not tree(tmp_path)
+
+
+def test_a_picture_that_cannot_be_drawn_is_not_worth_a_run(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+    task = toy(lambda b: genkit.Terms(module(b.x)[:, 0].square()), module)
+    said: list[str] = []
+
+    def paint() -> Any:
+        raise ZeroDivisionError("no brush")
+
+    def notify(hook: str, **arguments: Any) -> None:
+        if hook == "genkit_warning":
+            said.append(arguments["message"])
+
+    broken = genkit.Task(task.module, task.turns, task.graphs, task.data, pictures={"samples": paint})
+    train(broken, tmp_path / "run", notify)
+    assert said == ["the picture 'samples' of epoch 1 could not be made: ZeroDivisionError: no brush"]
