@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import json
 import signal
 import sys
@@ -36,7 +37,7 @@ stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-_UNINTERRUPTED = 2**31
+_UNBOUNDED = 2**31
 """A width that no table reaches, for output that a program reads."""
 
 
@@ -76,15 +77,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives its exit status."""
     _Flags.debug, _Flags.disabled = False, ()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("always", PluginWarning)
         warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
         try:
-            return app(args=None if arguments is None else list(arguments), standalone_mode=False) or 0
+            return app(args=words, prog_name="genkit", standalone_mode=False) or 0
         except _UsageError as error:
-            context = getattr(error, "ctx", None)
-            path = context.command_path if context else "genkit"
-            return _failed(f"{error.format_message()}\nTry `{path} --help`.", 2)  # type: ignore[attr-defined]
+            return _failed(_explained(error, words), 2)
         except GenkitError as error:
             return _failed(str(error), error.status)
         except KeyboardInterrupt:
@@ -101,6 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if type(error).__name__ == "OutOfMemoryError":
                 return _failed(f"the device is out of memory ({lines[0]}); try a smaller --batch-size", 1)
             return _failed(f"{type(error).__name__}: {lines[0]}\nRun it again with --debug to see where.", 1)
+
+
+def _explained(error: Any, words: Sequence[str]) -> str:
+    """What is wrong with the command line, with the offending words, and where to read on."""
+    message = error.format_message()
+    for option in getattr(getattr(error, "param", None), "opts", ()):
+        if option in words[:-1]:
+            value = words[words.index(option) + 1]
+            message = message.replace(f"Invalid value for {option!r}", f"{option} {value}")
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "genkit"
+    return f"{message}\nTry `{path} --help`."
 
 
 def _failed(message: str, status: int) -> int:
@@ -128,8 +139,13 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*columns, box=None, pad_edge=False, show_edge=False)
     for row in rows:
         table.add_row(*row)
-    console = stdout if stdout.is_terminal else Console(file=sys.stdout, width=_UNINTERRUPTED, highlight=False)
-    console.print(table, markup=False)
+    if stdout.is_terminal:
+        stdout.print(table, markup=False)
+        return
+    unbounded = Console(file=io.StringIO(), width=_UNBOUNDED, highlight=False)
+    with unbounded.capture() as text:
+        unbounded.print(table, markup=False)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 def _plugins() -> Plugins:

@@ -91,15 +91,15 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
 
 
 def _uses_label(module: nn.Module, value: Input, classes: int) -> bool:
-    """Whether the outputs for one and the same input differ from label to label, or need a label at all."""
-    row = value.draw(1, torch.Generator().manual_seed(0))
+    """Whether the outputs change when nothing but the labels does, or need labels at all."""
+    rows, labels = value.draw(classes, torch.Generator().manual_seed(0)), torch.arange(classes)
     with evaluating(module), torch.no_grad(), unvalidated():
         try:
-            module(row)
+            module(rows)
         except Exception:  # it cannot do without
             return True
-        outputs = module(row.expand(classes, *row.shape[1:]), torch.arange(classes))
-        return any(not torch.equal(y, y[:1].expand_as(y)) for y in outputs)
+        pairs = zip(module(rows, labels), module(rows, labels.roll(1)), strict=True)
+        return any(not torch.equal(one, other) for one, other in pairs)
 
 
 def describe_prior(model: LatentModel) -> dict[str, Any] | None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from genkit import hookimpl
 
@@ -15,9 +17,9 @@ if TYPE_CHECKING:
     from genkit.run import Run
 
 
-def for_console(console: Console) -> PlainLines | LiveLine:
+def for_console(console: Console) -> PlainLines | LiveLines:
     """The display that suits where the output goes."""
-    return LiveLine(console) if console.is_terminal else PlainLines(console)
+    return LiveLines(console) if console.is_terminal else PlainLines(console)
 
 
 class PlainLines:
@@ -31,9 +33,7 @@ class PlainLines:
     def genkit_run_started(self, run: Run, epoch: int, epochs: int, batches: int, device: str) -> None:
         """Says what is trained, where, and from which epoch on."""
         self.epochs = epochs
-        self.say(
-            f"training {run.recipe.name} in {run.path}: epochs {epoch + 1} to {epochs} of {batches} steps on {device}"
-        )
+        self.say(f"training {run.recipe.name} in {run.path}: {epochs - epoch} epochs of {batches} steps on {device}")
 
     @hookimpl
     def genkit_epoch_ended(self, metrics: Mapping[str, Any]) -> None:
@@ -59,15 +59,14 @@ class PlainLines:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-class LiveLine(PlainLines):
-    """A bar over the whole run, with the present epoch's speed and the last epoch's terms, and the time left."""
+class LiveLines(PlainLines):
+    """A bar over the whole run with the speed and the time left, and under it the terms of the last epoch."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[terms]}"),
             TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -75,15 +74,17 @@ class LiveLine(PlainLines):
             console=console,
         )
         self.task = TaskID(0)
+        self.terms = ""
+        self.live = Live(console=console, get_renderable=lambda: Group(self.bar, Text(self.terms)))
 
     @hookimpl
     def genkit_run_started(self, run: Run, epoch: int, epochs: int, batches: int, device: str) -> None:
         """Shows the bar."""
         super().genkit_run_started(run, epoch, epochs, batches, device)
         self.task = self.bar.add_task(
-            "", total=epochs * batches, completed=epoch * batches, epoch=epoch + 1, epochs=epochs, terms="", speed=""
+            "", total=epochs * batches, completed=epoch * batches, epoch=min(epoch + 1, epochs), epochs=epochs, speed=""
         )
-        self.bar.start()
+        self.live.start()
 
     @hookimpl
     def genkit_step_ended(self, epoch: int, batch: int, batches: int, observations: int, seconds: float) -> None:
@@ -94,17 +95,17 @@ class LiveLine(PlainLines):
     @hookimpl
     def genkit_epoch_ended(self, metrics: Mapping[str, Any]) -> None:
         """Shows the terms of the epoch that is over."""
-        terms = "  ".join(_terms(metrics["train"]))
+        self.terms = "  ".join(_terms(metrics["train"]))
         if "test" in metrics:
-            terms += f"  test {_terms(metrics['test'])[0]}"
+            self.terms += f"  test {_terms(metrics['test'])[0]}"
         speed = f"{metrics['images_per_second']:,.0f} images/s"
         total = self.bar.tasks[0].total or 0
-        self.bar.update(self.task, terms=terms, speed=speed, completed=total * metrics["epoch"] / self.epochs)
+        self.bar.update(self.task, speed=speed, completed=total * metrics["epoch"] / self.epochs)
 
     @hookimpl
     def genkit_run_ended(self) -> None:
-        """Leaves the last state of the bar on the screen."""
-        self.bar.stop()
+        """Leaves the last state of the display on the screen."""
+        self.live.stop()
 
 
 def _terms(means: Mapping[str, float | None]) -> list[str]:

@@ -141,7 +141,7 @@ class Recipe:
             if key not in _keys(cls):
                 raise unknown("recipe key", str(key), _keys(cls), "Keys")
         missing = [
-            key for key in ("name", "dataset", "decoder", "prior", "loss", "latent_shape") if not mapping.get(key)
+            key for key in ("name", "dataset", "decoder", "prior", "loss", "latent_shape") if mapping.get(key) is None
         ]
         if missing:
             raise InvalidOption(f"{source}: the recipe has no {', '.join(missing)}")

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from helpers import Genkit
 
+from genkit.cli import main
+
 THIRD_PARTY = Path(__file__).parent / "third_party"
 
 
-def _environment_with(path: Path, *packages: Path) -> Path:
+def environment_with(path: Path, *packages: Path) -> Path:
     """A virtual environment over the present one, with ``packages`` installed into it by pip; its python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
     python = path / "bin" / "python"
@@ -28,7 +30,7 @@ def _environment_with(path: Path, *packages: Path) -> Path:
     return python
 
 
-def _command(python: Path | str, **variables: str) -> Genkit:
+def command(python: Path | str, **variables: str) -> Genkit:
     def genkit(*arguments: object, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [python, "-m", "genkit", *map(str, arguments)],
@@ -48,26 +50,40 @@ def _command(python: Path | str, **variables: str) -> Genkit:
 @pytest.fixture(scope="session")
 def acme_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The python of an environment with the good third-party package."""
-    return _environment_with(tmp_path_factory.mktemp("acme") / "venv", THIRD_PARTY / "genkit_acme")
+    return environment_with(tmp_path_factory.mktemp("acme") / "venv", THIRD_PARTY / "genkit_acme")
 
 
 @pytest.fixture(scope="session")
 def acme(acme_python: Path) -> Genkit:
     """``genkit`` in an environment with the good third-party package."""
-    return _command(acme_python)
+    return command(acme_python)
 
 
 @pytest.fixture(scope="session")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Genkit:
     """``genkit`` in an environment with the bad third-party plugins beside the good one."""
     path = tmp_path_factory.mktemp("broken") / "venv"
-    return _command(_environment_with(path, THIRD_PARTY / "genkit_acme", THIRD_PARTY / "genkit_broken"))
+    return command(environment_with(path, THIRD_PARTY / "genkit_acme", THIRD_PARTY / "genkit_broken"))
 
 
 @pytest.fixture(scope="session")
 def genkit() -> Genkit:
     """``genkit`` as it is installed here."""
-    return _command(sys.executable)
+    return command(sys.executable)
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str]) -> Genkit:
+    """``genkit`` in this process, for the many tests to which a process of its own adds nothing."""
+
+    def genkit(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        done = subprocess.CompletedProcess([], status, *capfd.readouterr())
+        assert not (check and status), done
+        return done
+
+    return genkit
 
 
 @pytest.fixture(scope="session")

@@ -237,8 +237,8 @@ class Trainer:
             restore_states({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         except (KeyError, ValueError, TypeError) as error:
             raise InvalidRun(
-                f"the checkpoint {checkpoint.path} cannot be resumed ({type(error).__name__}: {error}); its weights are "
-                "whole: begin another run from them with --init-from"
+                f"the checkpoint {checkpoint.path} cannot be resumed ({type(error).__name__}: {error}); its "
+                "weights are whole: begin another run from them with --init-from"
             ) from None
 
     def warn(self, message: str) -> None:
