@@ -1,28 +1,51 @@
 """The exported bundle, and what exporters and runtimes have to offer. Nothing here imports torch.
 
-    BUNDLE/
-      <graph>.onnx                                         one file a graph
-      manifest.json                                        what it is, and the sha256 of every other file
-      parity.json                                          the report of the gate that let it be published
-      test_data/<graph>/test_data_set_<i>/input_0.pb ...   golden vectors in ONNX's own layout
-      README.md                                            how to load and run it
+BUNDLE/
+  <graph>.onnx                   one file a graph
+  manifest.json                  what it is, and the sha256 of every other file
+  parity.json                    the report of the gate that let it be published
+  test_data/<graph>/test_data_set_<i>/
+    input_<j>.pb, output_<j>.pb  golden vectors in ONNX's own layout: PyTorch's float32
+    reference_<j>.pb             the same outputs by the same module in float64
+  README.md                      how to load and run it
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
+from annotated_types import Len
 from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+)
+
+from genkit.errors import GenkitError, InvalidBundle, VerificationFailed
+from genkit.files import directory_written_atomically
 
 if TYPE_CHECKING:
     from genkit.task import Graph, NoGraph
 
 Arrays = Mapping[str, NDArray[Any]]
+
+MANIFEST = "manifest.json"
+
+
+# What the gate says
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,326 @@ class Report:
     def failures(self) -> tuple[Check, ...]:
         """The checks that do not hold."""
         return tuple(check for check in self.checks if not check.ok)
+
+    def to_json(self) -> str:
+        """``{"ok": ..., "checks": [...]}``, as ``parity.json`` holds it."""
+        return json.dumps({"ok": self.ok, **asdict(self)}, indent=2, allow_nan=False) + "\n"
+
+
+# What the manifest says
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Value(_Record):
+    """One named input or output of a graph, e.g. ``z``, ``float32``, ``("batch", 20)``.
+
+    ``range`` bounds the values: ``(low, high)``, or None where nothing does.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Literal["batch"] | PositiveInt, ...]
+    range: tuple[float, float] | None = None
+
+
+class Errors(_Record):
+    """PyTorch's own float32 rounding error on the golden vectors: the unit in which every other error is given.
+
+    With u = 2^-24: ``rms`` = max(rms(y32 - y64), u rms(y64)) and ``max`` = max(max|y32 - y64|, u max|y64|).
+    """
+
+    rms: NonNegativeFloat
+    max: NonNegativeFloat
+
+
+class BundledGraph(_Record):
+    """One graph of a bundle.
+
+    Args:
+        name: of the graph.
+        file: inside the bundle.
+        opset: of ONNX that was asked for and that the file declares.
+        inputs: in order.
+        outputs: in order.
+        batches: the rows of each golden set, in order.
+        reduction: K, the longest sum in the graph, with which correct rounding errors grow.
+        errors: of each floating output.
+        ignores: by input and output, the probes (see the exporter) to which PyTorch's float32 itself does not react.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+    file: str
+    opset: PositiveInt
+    inputs: Annotated[tuple[Value, ...], Len(1)]
+    outputs: Annotated[tuple[Value, ...], Len(1)]
+    batches: Annotated[tuple[PositiveInt, ...], Len(1)]
+    reduction: PositiveInt
+    errors: dict[str, Errors]
+    ignores: dict[str, dict[str, tuple[NonNegativeInt, ...]]] = {}
+
+
+class Absent(_Record):
+    """A graph that the model cannot offer, and why."""
+
+    name: str
+    reason: str
+
+
+class Manifest(BaseModel):
+    """``manifest.json``: the fields below, and whatever the exporting command said about the model.
+
+    Args:
+        format_version: of this file.
+        format: the name of the exporter that verifies the bundle.
+        graphs: that the bundle holds.
+        absent: graphs that it does not hold.
+        files: the sha256 of every file but this one, by path.
+        digest: the sha256 of everything else in this file, so that it vouches for itself as well.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    format_version: Literal[1] = 1
+    format: str
+    graphs: tuple[BundledGraph, ...]
+    absent: tuple[Absent, ...] = ()
+    files: dict[str, str] = {}
+    digest: str = ""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the exporting command said about the model: ``recipe``, ``prior``, ``checkpoint``, ``versions``."""
+        return dict(self.model_extra or {})
+
+
+# The bundle
+
+
+@dataclass(frozen=True)
+class Case:
+    """Golden vectors of one batch size.
+
+    Args:
+        inputs: by name, each ``(rows, *shape)``.
+        outputs: what PyTorch gives in float32.
+        references: what the same module gives in float64.
+    """
+
+    inputs: Arrays
+    outputs: Arrays
+    references: Arrays
+
+    @property
+    def rows(self) -> int:
+        """The batch size."""
+        return len(next(iter(self.inputs.values())))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk. Nothing but the manifest has been looked at yet."""
+
+    path: Path
+    manifest: Manifest
+    whole: bool
+    """Whether the manifest has the digest that it was written with."""
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Reads the manifest of the bundle at ``path``.
+
+        Raises:
+            InvalidBundle: where there is no bundle (exit status 2).
+            VerificationFailed: for a manifest that is damaged (exit status 1).
+        """
+        file = path / MANIFEST
+        if not file.is_file() or file.is_symlink():
+            what = f"has no {MANIFEST}" if path.exists() else "does not exist"
+            raise InvalidBundle(f"{path} {what}, so it is not a bundle; `genkit export RUN --out {path}` writes one")
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise InvalidBundle(f"{file} cannot be read: {error.strerror}") from error
+        try:
+            manifest = Manifest.model_validate_json(content, strict=True)
+            return cls(path, manifest, whole=manifest.digest == _digest(json.loads(content)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        raise VerificationFailed(f"{file} is damaged ({problem}); export the bundle again")
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle.
+
+        Raises:
+            VerificationFailed: for a name that leads outside of the bundle, or through a symbolic link.
+        """
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0"):
+            raise VerificationFailed(f"{name!r} leads outside of the bundle")
+        path = self.path
+        for part in parts:
+            path /= part
+            if path.is_symlink():
+                raise VerificationFailed(f"{name} is a symbolic link, or behind one")
+        return path
+
+    def check_files(self) -> list[Check]:
+        """Whether the files are those that the manifest lists, and no others: one check, or one a problem."""
+        problems = [] if self.whole else [f"{MANIFEST}: changed after it was written"]
+        for name, expected in self.manifest.files.items():
+            try:
+                path = self.file(name)
+                if not path.is_file():
+                    problems.append(f"{name}: missing")
+                elif (found := _sha256(path)) != expected:
+                    problems.append(f"{name}: changed, sha256 {found[:12]}... where {expected[:12]}... was exported")
+            except VerificationFailed as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(f"{name}: {error.strerror}")
+        needed = [graph.file for graph in self.manifest.graphs]
+        problems += [f"{name}: not in the manifest's files" for name in needed if name not in self.manifest.files]
+        unknown = sorted(set(_files(self.path)) - set(self.manifest.files) - {MANIFEST})
+        problems += [f"{name}: not a file of this bundle" for name in unknown]
+        if problems:
+            return [Check("", "files", False, problem) for problem in problems]
+        return [
+            Check("", "files", True, f"{len(self.manifest.files)} files have the sha256 that they were written with")
+        ]
+
+    def cases(self, graph: BundledGraph) -> list[Case]:
+        """The golden vectors of a graph, one case for each of ``graph.batches``.
+
+        Raises:
+            VerificationFailed: for a file that is missing, damaged, or not of the names, shapes and dtypes promised.
+        """
+        return [self._case(graph, i, rows) for i, rows in enumerate(graph.batches)]
+
+    def _case(self, graph: BundledGraph, index: int, rows: int) -> Case:
+        def read(kind: str, values: Sequence[Value], *, wide: bool = False) -> Arrays:
+            found = {}
+            for j, value in enumerate(values):
+                name = _golden(graph.name, index, kind, j)
+                dtype = "float64" if wide and value.dtype == "float32" else value.dtype
+                shape = (rows, *value.shape[1:])
+                array = _read_tensor(self.file(name), name, value.name)
+                if (str(array.dtype), array.shape) != (dtype, shape):
+                    raise VerificationFailed(f"{name}: holds {array.dtype} {array.shape}, expected {dtype} {shape}")
+                if not np.isfinite(array).all():
+                    raise VerificationFailed(f"{name}: holds values that are not finite")
+                found[value.name] = array
+            return found
+
+        return Case(
+            read("input", graph.inputs), read("output", graph.outputs), read("reference", graph.outputs, wide=True)
+        )
+
+
+# Writing one
+
+
+@contextmanager
+def stage(destination: Path) -> Iterator[Path]:
+    """An empty directory to build a bundle in. When the block ends it becomes ``destination``.
+
+    A bundle (or an empty directory) that stands there stays until that moment, and is untouched if the block raises.
+
+    Raises:
+        InvalidBundle: before any work, where ``destination`` is something else, which would be lost.
+        GenkitError: where the directory cannot be written.
+    """
+    destination = destination.resolve()
+    if destination.exists() and not _replaceable(destination):
+        raise InvalidBundle(f"{destination} exists and is not a bundle; remove it, or choose another place with --out")
+    created = [parent for parent in destination.parents if not parent.exists()]
+    try:
+        with directory_written_atomically(destination, replace=True) as staging:
+            yield staging
+    except OSError as error:
+        reason = error.strerror or error
+        raise GenkitError(
+            f"cannot write the bundle {destination}: {reason}; choose another place with --out"
+        ) from error
+    finally:
+        for parent in created:
+            with suppress(OSError):  # it is no longer empty: something was published or kept in it
+                parent.rmdir()
+
+
+def write_cases(directory: Path, graph: BundledGraph, cases: Sequence[Case]) -> None:
+    """Writes the golden vectors of a graph where ``Bundle.cases`` and ONNX's own test tools look for them."""
+    from onnx import numpy_helper
+
+    for i, case in enumerate(cases):
+        parts = ("input", graph.inputs, case.inputs), ("output", graph.outputs, case.outputs)
+        for kind, values, arrays in (*parts, ("reference", graph.outputs, case.references)):
+            for j, value in enumerate(values):
+                path = directory / _golden(graph.name, i, kind, j)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                tensor = numpy_helper.from_array(arrays[value.name], value.name)
+                path.write_bytes(tensor.SerializeToString(deterministic=True))
+
+
+def seal(directory: Path, manifest: Manifest) -> None:
+    """Writes the manifest of the finished bundle in ``directory``, with the sha256 of every file in it."""
+    content = manifest.model_dump(mode="json", exclude={"files", "digest"})
+    content["files"] = {name: _sha256(directory / name) for name in sorted(_files(directory)) if name != MANIFEST}
+    content["digest"] = _digest(content)
+    (directory / MANIFEST).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _golden(graph: str, index: int, kind: str, position: int) -> str:
+    # ONNX's test tools glob input_*.pb and output_*.pb, which a reference must not match.
+    return f"test_data/{graph}/test_data_set_{index}/{kind}_{position}.pb"
+
+
+def _read_tensor(path: Path, name: str, label: str) -> NDArray[Any]:
+    from onnx import TensorProto, numpy_helper
+
+    try:
+        tensor = TensorProto()
+        tensor.ParseFromString(path.read_bytes())
+        if tensor.name != label or tensor.data_location == TensorProto.EXTERNAL:
+            raise ValueError(f"it is not {label!r}")
+        array: NDArray[Any] = numpy_helper.to_array(tensor)
+    except Exception as error:  # whatever a damaged protocol buffer makes its reader raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise VerificationFailed(f"{name}: cannot be read: {lines[0]}") from error
+    return array
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether nothing but a bundle is lost with ``path``. Many other things have a manifest.json."""
+    if not path.is_dir():
+        return False
+    manifest = path / MANIFEST
+    return not any(path.iterdir()) or (manifest.is_file() and b'"format_version"' in manifest.read_bytes()[:64])
+
+
+def _files(directory: Path) -> Iterator[str]:
+    """Every file below, symbolic links included and not followed, as paths with forward slashes."""
+    for root, folders, names in os.walk(directory):
+        links = [folder for folder in folders if (Path(root) / folder).is_symlink()]
+        yield from ((Path(root) / name).relative_to(directory).as_posix() for name in (*names, *links))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# What exporters and runtimes offer
 
 
 class Runtime(Protocol):

@@ -1,0 +1,142 @@
+"""How far numbers are from the truth, in units of PyTorch's own rounding error.
+
+With y64 the untouched module in float64, y32 the same in float32, u = 2^-24, everything pooled over the batches:
+
+    e_rms = max(rms(y32 - y64), u rms(y64))        e_max = max(max|y32 - y64|, u max|y64|)
+
+Whole numbers (the codes of a discrete bottleneck) have no unit: they are right or wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import genkit
+
+Array = NDArray[Any]
+
+U = 2.0**-24
+
+
+class Limits(NamedTuple):
+    """The largest rms and the largest single error that pass, in units of e_rms and e_max."""
+
+    rms: float
+    max: float
+
+    def times(self, factor: float) -> Limits:
+        """Both limits, scaled."""
+        return Limits(self.rms * factor, self.max * factor)
+
+
+GRAPH = Limits(0.5, 1.0)
+"""Of the graph in float64, where no rounding of a runtime hides anything."""
+RUNTIME = Limits(16.0, 32.0)
+"""Of a runtime in float32 for sums of up to 512 terms; see ``runtime_limits``."""
+REMARKABLE = 4.0
+"""The rms error of a runtime that passes, but computes some operator carelessly."""
+
+
+def runtime_limits(reduction: int) -> Limits:
+    """``RUNTIME`` times max(1, sqrt(K / 512)), with K the longest reduction of the graph."""
+    return RUNTIME.times(max(1.0, sqrt(reduction / 512)))
+
+
+def rounding_errors(cases: Sequence[genkit.Case]) -> dict[str, genkit.Errors]:
+    """(e_rms, e_max) of each floating output."""
+    errors = {}
+    for name, example in cases[0].references.items():
+        if np.issubdtype(example.dtype, np.floating):
+            y64 = _pool([case.references[name] for case in cases])
+            difference = _pool([case.outputs[name] for case in cases]) - y64
+            rms, largest = max(_rms(difference), U * _rms(y64)), max(_largest(difference), U * _largest(y64))
+            # Not validated: a damaged bundle may give infinities, which then differ from what its manifest says.
+            errors[name] = genkit.Errors.model_construct(rms=rms, max=largest)
+    return errors
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one output is off, pooled and by batch size, in units of ``errors``; infinite where it is not finite."""
+
+    rms: float
+    max: float
+    batches: dict[int, tuple[float, float]]
+
+    @classmethod
+    def between(cls, found: Sequence[Array], expected: Sequence[Array], errors: genkit.Errors) -> Deviation:
+        """``found`` and ``expected``: one array a batch."""
+        with np.errstate(all="ignore"):  # two infinities are as far apart as anything
+            apart = [f.astype(np.float64) - e for f, e in zip(found, expected, strict=True)]
+        by_batch = {len(d): (_ratio(_rms(d), errors.rms), _ratio(_largest(d), errors.max)) for d in apart}
+        pooled = _pool(apart)
+        return cls(_ratio(_rms(pooled), errors.rms), _ratio(_largest(pooled), errors.max), by_batch)
+
+    def judge(self, limits: Limits, what: str) -> tuple[bool, str, dict[str, Any]]:
+        """Whether it is within the limits, a sentence that begins with ``what``, and the figures."""
+        within = self.rms <= limits.rms and self.max <= limits.max
+        if within:
+            sentence = (
+                f"{what} rms error {self.rms:.2g} times PyTorch's own, limit {limits.rms:.3g}; "
+                f"largest {self.max:.2g} times, limit {limits.max:.3g}"
+            )
+        else:
+            worse = int(self.max / limits.max > self.rms / limits.rms)
+            kind, size, limit = (("rms", self.rms, limits.rms), ("largest", self.max, limits.max))[worse]
+            batch = max(self.batches, key=lambda rows: self.batches[rows][worse])
+            sentence = f"{what} {kind} error {size:.3g} times PyTorch's own at batch {batch}, limit {limit:.3g}"
+        figures = {
+            "rms": _figure(self.rms),
+            "rms_limit": _figure(limits.rms),
+            "max": _figure(self.max),
+            "max_limit": _figure(limits.max),
+            "batches": {
+                str(rows): {"rms": _figure(rms), "max": _figure(largest)}
+                for rows, (rms, largest) in self.batches.items()
+            },
+        }
+        return within, sentence, figures
+
+
+def wrong_codes(found: Sequence[Array], cases: Sequence[genkit.Case], name: str, *, exempt_ties: bool) -> int:
+    """How many whole numbers differ from the float64 reference.
+
+    A tie is where PyTorch's own float32 and float64 choose differently: no float32 runtime can be held to either.
+    """
+    wrong = 0
+    for array, case in zip(found, cases, strict=True):
+        differs = array != case.references[name]
+        if exempt_ties:
+            differs &= case.outputs[name] == case.references[name]
+        wrong += int(differs.sum())
+    return wrong
+
+
+def _pool(arrays: Sequence[Array]) -> Array:
+    return np.concatenate([np.ravel(array).astype(np.float64) for array in arrays])
+
+
+def _rms(values: Array) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+
+
+def _largest(values: Array) -> float:
+    return float(np.abs(values).max()) if values.size else 0.0
+
+
+def _ratio(error: float, unit: float) -> float:
+    if not isfinite(error):
+        return inf
+    return error / unit if unit else (inf if error else 0.0)
+
+
+def _figure(value: float) -> float | None:
+    """Four digits; JSON has no infinity."""
+    return float(f"{value:.4g}") if isfinite(value) else None

@@ -1,0 +1,240 @@
+"""Are the numbers right? Two questions, which one tolerance would mix up: is the graph right, is the runtime faithful?
+
+The graph is run in float64 by onnx's reference evaluator, where rounding is out of the picture and the limit can be
+sharp. A runtime is run in float32, where the limit is a small multiple of the rounding error that PyTorch itself has.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isclose
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+from onnx.reference import ReferenceEvaluator
+
+import genkit
+from genkit_onnx.accuracy import (
+    GRAPH,
+    REMARKABLE,
+    Array,
+    Deviation,
+    Limits,
+    rounding_errors,
+    runtime_limits,
+    wrong_codes,
+)
+from genkit_onnx.probes import inert, probes
+from genkit_onnx.protobuf import nodes, widened
+from genkit_onnx.structure import check_structure, complaint, one_line
+
+Function = Callable[[genkit.Arrays], Mapping[str, Array]]
+
+_CARELESS = {"Celu", "Elu", "Erf", "Exp", "Gelu", "Log", "LogSoftmax", "Mish", "Pow", "Selu", "Sigmoid", "Softmax"}
+_CARELESS |= {"Softplus", "Swish", "Tanh"}
+"""Operators that runtimes approximate; named where a runtime's error is large and still correct."""
+
+
+class _Unusable(Exception):
+    """Answers that cannot be compared; the message says why."""
+
+
+def prove(
+    graph: genkit.BundledGraph,
+    file: Path,
+    cases: Sequence[genkit.Case],
+    runtimes: Sequence[genkit.Runtime],
+    *,
+    rows: int | None = None,
+) -> Iterator[genkit.Check]:
+    """Everything that can be held against the graph in ``file``. Never raises for what is in it.
+
+    Args:
+        graph: what the manifest promises.
+        file: copied into an empty directory first, so that it has to be whole by itself.
+        cases: the golden vectors.
+        runtimes: each is proven on all cases.
+        rows: the largest case for the graph proof, which is slow for convolutions; None: all of them.
+    """
+    with tempfile.TemporaryDirectory() as elsewhere:
+        moved = Path(elsewhere) / "moved.onnx"
+        try:
+            shutil.copyfile(file, moved)
+            model = onnx.load(moved, load_external_data=False)
+        except Exception as error:  # protobuf has classes of its own
+            yield genkit.Check(graph.name, "structure", False, f"{graph.file} cannot be read: {one_line(error)}")
+            return
+        yield from _guarded(graph, "structure", check_structure(graph, model))
+        yield _check_units(graph, cases)
+        yield from _guarded(graph, "graph proof", _graph_proof(graph, model, cases, rows))
+        if complaint(model) is None:  # native code is not to be trusted with what the checker rejects
+            for runtime in runtimes:
+                yield from _guarded(graph, runtime.name, _runtime_proof(graph, model, moved, cases, runtime))
+
+
+def _guarded(graph: genkit.BundledGraph, subject: str, checks: Iterator[genkit.Check]) -> Iterator[genkit.Check]:
+    try:
+        yield from checks
+    except _Unusable as error:
+        yield genkit.Check(graph.name, subject, False, str(error))
+    except Exception as error:  # a damaged file can make any reader raise anything: whatever it is, the answer is no
+        yield genkit.Check(graph.name, subject, False, f"cannot be checked, {type(error).__name__}: {one_line(error)}")
+
+
+def _check_units(graph: genkit.BundledGraph, cases: Sequence[genkit.Case]) -> genkit.Check:
+    """Whether PyTorch's own errors, the units of everything else, are those of the golden vectors."""
+    found = rounding_errors(cases)
+    for name in found.keys() | graph.errors.keys():
+        unit, promised = found.get(name), graph.errors.get(name)
+        if not (unit and promised and _agree(unit, promised)):
+            detail = f"{name}: the manifest's errors are not those of the golden vectors"
+            return genkit.Check(graph.name, "golden vectors", False, detail)
+    batches = ", ".join(str(case.rows) for case in cases)
+    units = "; ".join(f"{name}: PyTorch's own rms error is {unit.rms:.2g}" for name, unit in found.items())
+    return genkit.Check(graph.name, "golden vectors", True, f"batches of {batches}; {units or 'whole numbers alone'}")
+
+
+def _agree(one: genkit.Errors, other: genkit.Errors) -> bool:
+    # Machines differ in the order in which they add up an rms.
+    return isclose(one.rms, other.rms, rel_tol=1e-6) and isclose(one.max, other.max, rel_tol=1e-6)
+
+
+def _graph_proof(
+    graph: genkit.BundledGraph, model: ModelProto, cases: Sequence[genkit.Case], rows: int | None
+) -> Iterator[genkit.Check]:
+    try:
+        evaluator = ReferenceEvaluator(widened(model))
+    except Exception as error:  # an operator that onnx cannot evaluate, or a model that makes no sense
+        raise _Unusable(f"onnx cannot evaluate the graph: {one_line(error)}") from error
+
+    def function(inputs: genkit.Arrays) -> Mapping[str, Array]:
+        wide = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in inputs.items()}
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an overflow is judged by what comes of it
+            return dict(zip(evaluator.output_names, evaluator.run(None, wide), strict=True))
+
+    small = [case for case in cases if rows is None or case.rows <= rows] or cases
+    answers = [_answer(function, case.inputs, case.references) for case in small]
+    yield from _accuracy(graph, "graph proof", small, answers, GRAPH)
+    yield from _reaction(graph, function, cases)
+
+
+def _runtime_proof(
+    graph: genkit.BundledGraph, model: ModelProto, file: Path, cases: Sequence[genkit.Case], runtime: genkit.Runtime
+) -> Iterator[genkit.Check]:
+    try:
+        function = runtime.load(file)
+    except Exception as error:  # each runtime has classes of its own
+        raise _Unusable(f"{runtime.version} cannot open the graph: {one_line(error)}") from error
+    limits = runtime_limits(graph.reduction)
+    answers = [_answer(function, case.inputs, case.outputs) for case in cases]
+    yield from _accuracy(graph, runtime.name, cases, answers, limits, suspects=_suspects(model))
+
+    again = [_answer(function, case.inputs, case.outputs) for case in cases]
+    pairs = [(first, second, name) for first, second in zip(answers, again, strict=True) for name in first]
+    changed = sorted({name for first, second, name in pairs if first[name].tobytes() != second[name].tobytes()})
+    what = f"{', '.join(changed)}: a second call gives other bits" if changed else "a second call gives the same bits"
+    yield genkit.Check(graph.name, runtime.name, not changed, what)
+
+    yield from _rows_alone(graph, runtime.name, function, cases, answers, limits.times(2))
+
+
+def _answer(function: Function, inputs: genkit.Arrays, like: genkit.Arrays) -> Mapping[str, Array]:
+    """One call. Its outputs must have the names, order, dtypes and shapes of ``like``, but for the number of rows."""
+    rows = len(next(iter(inputs.values())))
+    try:
+        found = {name: np.array(array) for name, array in function(inputs).items()}  # runtimes may reuse a buffer
+    except Exception as error:
+        raise _Unusable(f"fails at batch {rows}: {one_line(error)}") from error
+    if list(found) != list(like):
+        raise _Unusable(f"gives {', '.join(found) or 'nothing'} at batch {rows}, expected {', '.join(like)}")
+    for name, array in found.items():
+        shape, dtype = (rows, *like[name].shape[1:]), like[name].dtype
+        if (array.shape, array.dtype) != (shape, dtype):
+            raise _Unusable(f"{name}: is {array.dtype} {array.shape} at batch {rows}, expected {dtype} {shape}")
+    return found
+
+
+def _accuracy(
+    graph: genkit.BundledGraph,
+    subject: str,
+    cases: Sequence[genkit.Case],
+    answers: Sequence[Mapping[str, Array]],
+    limits: Limits,
+    suspects: str = "",
+) -> Iterator[genkit.Check]:
+    """Every output against the float64 reference. ``suspects``: what to name where a runtime is right but careless."""
+    for value in graph.outputs:
+        name = value.name
+        found = [answer[name] for answer in answers]
+        broken = {len(array): int((~np.isfinite(array)).sum()) for array in found}
+        if any(broken.values()):
+            rows = next(rows for rows, count in broken.items() if count)
+            detail = f"{name}: {sum(broken.values())} values are not finite, the first at batch {rows}"
+            yield genkit.Check(graph.name, subject, False, detail)
+        elif name in graph.errors:
+            deviation = Deviation.between(found, [case.references[name] for case in cases], graph.errors[name])
+            ok, detail, measured = deviation.judge(limits, f"{name}:")
+            if suspects and ok and deviation.rms >= REMARKABLE:
+                detail += f"; large for rounding, suspect {suspects}"
+            yield genkit.Check(graph.name, subject, ok, detail, {"output": name, **measured})
+        else:
+            wrong = wrong_codes(found, cases, name, exempt_ties=subject != "graph proof")
+            detail = f"{name}: {wrong} of {sum(map(np.size, found))} whole numbers are wrong, limit 0"
+            yield genkit.Check(graph.name, subject, not wrong, detail, {"output": name, "wrong": wrong})
+
+
+def _rows_alone(
+    graph: genkit.BundledGraph,
+    subject: str,
+    function: Function,
+    cases: Sequence[genkit.Case],
+    answers: Sequence[Mapping[str, Array]],
+    limits: Limits,
+) -> Iterator[genkit.Check]:
+    """Each row by itself against the same row inside its batch: nothing may leak from row to row."""
+    alone = []
+    for case in cases:
+        single = [
+            _answer(function, {name: array[i : i + 1] for name, array in case.inputs.items()}, case.outputs)
+            for i in range(case.rows)
+        ]
+        alone.append({name: np.concatenate([row[name] for row in single]) for name in case.outputs})
+    for value in graph.outputs:
+        name = value.name
+        found, together = [rows[name] for rows in alone], [answer[name] for answer in answers]
+        if name in graph.errors:
+            deviation = Deviation.between(found, together, graph.errors[name])
+            ok, detail, measured = deviation.judge(limits, f"{name}: rows alone against rows in a batch,")
+            yield genkit.Check(graph.name, subject, ok, detail, {"output": name, **measured})
+        else:
+            wrong = wrong_codes(found, cases, name, exempt_ties=True)
+            detail = f"{name}: {wrong} whole numbers are wrong in rows alone, limit 0"
+            yield genkit.Check(graph.name, subject, not wrong, detail, {"output": name, "wrong": wrong})
+
+
+def _reaction(graph: genkit.BundledGraph, function: Function, cases: Sequence[genkit.Case]) -> Iterator[genkit.Check]:
+    """Whether every output reacts to every element of every input to which PyTorch's float32 reacts.
+
+    It is asked in float64, where an effect that float32 can see at all cannot drown.
+    """
+    deaf = []
+    for name, batch in probes(graph.inputs, cases).items():
+        excused = graph.ignores.get(name, {})
+        for output, still in inert(_answer(function, batch, cases[0].references)).items():
+            deaf += [f"{output} does not react to {name}[{i}]" for i in sorted(still - set(excused.get(output, ())))]
+    if deaf:
+        more = f" (and {len(deaf) - 1} more)" if len(deaf) > 1 else ""
+        yield genkit.Check(graph.name, "graph proof", False, f"{deaf[0]}, to which PyTorch does react{more}")
+    else:
+        yield genkit.Check(graph.name, "graph proof", True, "every output reacts to every input as PyTorch does")
+
+
+def _suspects(model: ModelProto) -> str:
+    found = {node.op_type for node in nodes(model)}
+    return ", ".join(sorted(found & _CARELESS or found))

@@ -1,0 +1,173 @@
+"""The truth that a graph is held against: the untouched module itself, in float32 and in float64, on hard inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto, numpy_helper
+from torch import Generator, Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import genkit
+from genkit_onnx.accuracy import Array
+from genkit_onnx.probes import inert, probes
+from genkit_onnx.structure import one_line
+
+BATCHES = (1, 2, 7, 64)
+
+_FACTORS = (4.0, 1.0, 2.0, 0.01, 0.0, None)
+"""What row i, i + 6, ... of a floating input is multiplied by; None: a one-hot instead. The first batch is one row."""
+
+
+class _Float32Constants(TorchFunctionMode):
+    """Python's numbers as they are in a float32 computation, inside a float64 one.
+
+    ``x / 0.3081`` divides a float32 tensor by the float32 nearest to 0.3081, in PyTorch and in every exported graph: it
+    is a parameter like any weight, and its rounding is no error of the graph. A wider constant in the reference would
+    make it one, and the only one where the rest of a graph is exact.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return func(*map(_as_float32, args), **{key: _as_float32(value) for key, value in (kwargs or {}).items()})
+
+
+def _as_float32(value: Any) -> Any:
+    if type(value) is not float or abs(value) > torch.finfo(torch.float32).max:
+        return value
+    return float(np.float32(value))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch computes: the golden vectors, and the probes (see ``probes``) to which it does not react."""
+
+    inputs: tuple[genkit.Value, ...]
+    outputs: tuple[genkit.Value, ...]
+    cases: tuple[genkit.Case, ...]
+    ignores: Mapping[str, Mapping[str, tuple[int, ...]]]
+
+
+def compute_reference(graph: genkit.Graph, seed: int) -> Reference:
+    """Draws the gate's inputs from ``seed`` and runs copies of the module in evaluation mode on the CPU.
+
+    Raises:
+        ExportRefused: for a module that draws noise, does not return its outputs, or does not run in float64.
+    """
+    generator = Generator().manual_seed(seed)
+    with genkit.unvalidated(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            single = copy.deepcopy(graph.module).cpu().eval()
+            double = copy.deepcopy(single).double()
+        except Exception as error:  # tensors that are part of a computation, handles that cannot be copied
+            raise genkit.ExportRefused(f"the module cannot be copied: {one_line(error)}") from error
+        cases = []
+        for inputs in [_draw(graph, rows, generator) for rows in BATCHES]:
+            torch.manual_seed(0)
+            outputs = _run(graph, single, inputs)
+            torch.manual_seed(1)
+            again = _run(graph, single, inputs)
+            noisy = [name for name in outputs if outputs[name].tobytes() != again[name].tobytes()]
+            if noisy:
+                remedy = "take the noise as an input of the graph"
+                raise genkit.ExportRefused(f"{noisy[0]}: the module gives other numbers for the same inputs; {remedy}")
+            cases.append(genkit.Case(inputs, outputs, _run(graph, double, inputs, wide=True)))
+        values = _values(graph, cases[0].inputs), _values(graph, cases[0].outputs)
+        ignores = {}
+        for name, batch in probes(values[0], cases).items():
+            still, still_wide = inert(_run(graph, single, batch)), inert(_run(graph, double, batch, wide=True))
+            ignores[name] = {output: tuple(sorted(still[output] | still_wide[output])) for output in still}
+    return Reference(*values, tuple(cases), ignores)
+
+
+def compare_weights(graph: genkit.Graph, model: ModelProto) -> genkit.Check:
+    """Whether every initialiser that has a name of the checkpoint has its bits; and which names are not there."""
+    state = {name: value for name, value in graph.module.state_dict().items() if isinstance(value, Tensor)}
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in state}
+    for name, array in found.items():
+        if (array.shape, array.tobytes()) != (state[name].shape, _bits(state[name])):
+            return genkit.Check(graph.name, "weights", False, f"{name} does not have the bits of the checkpoint")
+    folded = sorted(state.keys() - found.keys())
+    rest = f"; folded, shared or unused: {', '.join(folded)}" if folded else ""
+    return genkit.Check(graph.name, "weights", True, f"{len(found)} tensors have the bits of the checkpoint{rest}")
+
+
+def _bits(value: Tensor) -> bytes:
+    content: bytes = value.cpu().flatten().view(torch.uint8).numpy().tobytes()  # numpy does not have every dtype
+    return content
+
+
+def _draw(graph: genkit.Graph, rows: int, generator: Generator) -> dict[str, Array]:
+    """As drawn, and made hard: tails, nearly zero, zero, one-hot; within the range where the graph has one."""
+    batch = {}
+    for name, spec in graph.inputs.items():
+        try:
+            x = spec.draw(rows, generator)
+        except Exception as error:  # a plugin's own code, which can raise anything
+            raise genkit.ExportRefused(f"{name}: its draw function fails: {one_line(error)}") from error
+        shape = (rows, *spec.shape)
+        if x.dtype != spec.dtype or x.shape != shape:
+            found = f"{_name(x.dtype)} {tuple(x.shape)}"
+            raise genkit.ExportRefused(f"{name}: its draw function gives {found}, expected {_name(spec.dtype)} {shape}")
+        if x.is_floating_point():
+            x = torch.stack([_harden(row, _FACTORS[i % len(_FACTORS)], generator) for i, row in enumerate(x)])
+            x = x.clamp(*graph.ranges[name]) if name in graph.ranges else x
+        batch[name] = x.numpy(force=True)
+    return batch
+
+
+def _harden(row: Tensor, factor: float | None, generator: Generator) -> Tensor:
+    if factor is not None:
+        return row * factor + 0.0  # no negative zeros
+    hot = torch.zeros_like(row).flatten()
+    hot[torch.randint(hot.numel(), (), generator=generator)] = 1
+    return hot.reshape(row.shape)
+
+
+def _run(graph: genkit.Graph, module: nn.Module, inputs: genkit.Arrays, *, wide: bool = False) -> dict[str, Array]:
+    """One call, its outputs by name. ``wide``: the module is the float64 copy, and gets float64."""
+    rows, precision = len(next(iter(inputs.values()))), torch.float64 if wide else torch.float32
+    tensors = [torch.from_numpy(array.copy()) for array in inputs.values()]
+    try:
+        with _Float32Constants() if wide else nullcontext():
+            outputs = module(*(x.to(precision) if x.is_floating_point() else x for x in tensors))
+    except Exception as error:  # the module's own code, which can raise anything
+        remedy = "; make its constants in the dtype of its input" if wide else ""
+        place = f"the module fails in {_name(precision)} at batch {rows}"
+        raise genkit.ExportRefused(f"{place}: {one_line(error)}{remedy}") from error
+    if not isinstance(outputs, tuple) or len(outputs) != len(graph.outputs):
+        given = f"{len(outputs)} outputs" if isinstance(outputs, tuple) else f"a {type(outputs).__name__}"
+        raise genkit.ExportRefused(f"the module returns {given}, expected a tuple of {', '.join(graph.outputs)}")
+    for name, y in zip(graph.outputs, outputs, strict=True):
+        problem = _problem(y, rows, precision)
+        if problem:
+            raise genkit.ExportRefused(f"{name}: PyTorch's own {problem}")
+    return {name: y.numpy(force=True) for name, y in zip(graph.outputs, outputs, strict=True)}
+
+
+def _problem(y: Tensor, rows: int, precision: torch.dtype) -> str | None:
+    if y.dim() == 0 or len(y) != rows:
+        return f"has shape {tuple(y.shape)} for {rows} rows; its first dimension has to be the batch"
+    if y.is_floating_point() and y.dtype != precision:
+        return f"is {_name(y.dtype)} where its inputs are {_name(precision)}; do not cast inside the module"
+    if not y.isfinite().all():
+        return f"{_name(precision)} is not finite at batch {rows}; bound it, or give the input a range"
+    return None
+
+
+def _values(graph: genkit.Graph, arrays: genkit.Arrays) -> tuple[genkit.Value, ...]:
+    return tuple(
+        genkit.Value(name=name, dtype=str(a.dtype), shape=("batch", *a.shape[1:]), range=graph.ranges.get(name))
+        for name, a in arrays.items()
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,141 @@
+"""torch.onnx -> the bytes of a clean ONNX model: self-contained, symbolic in the batch, nothing of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir
+import onnxscript.optimizer
+import onnxscript.rewriter
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript.rewriter.rules import common as rules
+from torch import nn
+
+import genkit
+from genkit_onnx.protobuf import annotated
+
+_EXAMPLE_ROWS = 3  # 0 and 1 are special to the tracer, which would take them for constants
+
+# The default rules but those that fold a batch norm into the weights before it: folding rounds every weight once more,
+# and leaves values under the checkpoint's names that are not the checkpoint's. Runtimes fold by themselves.
+_RULES = [
+    getattr(rules, f"{name}_rule")
+    for name in (
+        "cast_cast",
+        "no_op_cast",
+        "cast_constant_of_shape",
+        "cast_constant_of_shape_without_value",
+        "collapse_slice",
+        "collapse_slice2",
+        "materialize_reshape_shape",
+        "no_op_expand",
+        "no_op_transpose",
+        "reshape_reshape",
+        "squeeze_reshape_1d",
+        "transpose_transpose",
+        "unsqueeze_unsqueeze",
+        "add_0",
+        "sub_0",
+        "mul_by_1",
+        "div_by_1",
+    )
+    if hasattr(rules, f"{name}_rule")  # older versions of onnxscript have fewer
+]
+
+
+def translate(graph: genkit.Graph, opset: int, seed: int) -> bytes:
+    """The graph's module as a serialised ``ModelProto``.
+
+    Raises:
+        ExportRefused: where torch.onnx cannot translate the module; the message is the cause, in one line.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    example = tuple(value.draw(_EXAMPLE_ROWS, generator) for value in graph.inputs.values())
+    try:
+        with genkit.unvalidated(), _silence(), torch.no_grad():
+            module = copy.deepcopy(graph.module).cpu().eval()
+            program = torch.onnx.export(
+                module,
+                example,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                opset_version=opset,
+                dynamo=True,
+                dynamic_shapes=_symbolic(module, len(example)),
+                external_data=False,
+                optimize=False,
+                verbose=False,
+            )
+            assert program is not None
+            return _clean(program.model, graph)
+    except Exception as error:  # the tracer runs the module's own code, which can raise anything
+        raise genkit.ExportRefused(_cause(error)) from error
+
+
+def _symbolic(module: nn.Module, inputs: int) -> tuple[object, ...]:
+    """``dynamic_shapes`` for ``forward``. The name is a string because a ``Dim`` may become static in silence."""
+    dims = tuple({0: "batch"} for _ in range(inputs))
+    for position, parameter in enumerate(inspect.signature(module.forward).parameters.values()):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return (*dims[:position], dims[position:])
+    return dims
+
+
+def _clean(model: onnx_ir.Model, graph: genkit.Graph) -> bytes:
+    """Folds what is constant, removes what is unused, and forgets where everything came from."""
+    passes.InlinePass()(model)
+    for _ in range(2):  # what a rule rewrites may be foldable
+        onnxscript.optimizer.fold_constants(model)
+        onnxscript.rewriter.rewrite(model, _RULES)
+    onnx_ir.passes.Sequential(
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+    )(model)
+    # An output that is an input as it is has lost one of its two names by now.
+    for values, names in (model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs):
+        for value, name in zip(values, names, strict=True):
+            value.name = name
+    passes.NameFixPass()(model)
+    proto = onnx_ir.to_proto(model)
+    proto.graph.name = graph.name
+    for message in annotated(proto):
+        message.ClearField("doc_string")
+        del message.metadata_props[:]
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The tracer prints, logs and warns about its own progress; what matters it raises."""
+    level = logging.root.manager.disable
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def _cause(error: BaseException) -> str:
+    """What the error at the bottom of the chain says, in one line: its first sentence, not its advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    sentence = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
