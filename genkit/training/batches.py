@@ -130,6 +130,7 @@ class Streamed(_Shaped):
             num_workers=self.workers,
             pin_memory=self.device.type != "cpu",
             worker_init_fn=_leave_signals_to_the_trainer,
+            generator=torch.Generator(),  # or it would draw from the training's own, once more after each resume
         )
 
     def load(self, portion: Any) -> Batch:

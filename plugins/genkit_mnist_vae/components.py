@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
+from torch.nn import functional
 
 import genkit
 
@@ -111,6 +112,8 @@ class SquaredErrorKL(genkit.Loss):
         """One latent sample per observation."""
         if step.posterior is None:
             raise genkit.InvalidComponent("the loss 'squared_error_kl' needs a posterior; give the recipe an encoder")
-        squared_error = (step.likelihood.mean - step.batch.x).square().flatten(2).sum(2).mean(0)
+        mean = step.likelihood.mean  # (K, B, *event)
+        error = functional.mse_loss(mean, step.batch.x.expand_as(mean), reduction="none")
+        squared_error = error.flatten(2).sum(2).mean(0)
         kl = genkit.divergence(step.posterior, step.prior, step.z)
         return genkit.Terms(squared_error + kl, squared_error=squared_error, kl=kl)
