@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from torch.distributions import Distribution as Distribution
+
     from genkit.bundle import Absent as Absent
     from genkit.bundle import Arrays as Arrays
     from genkit.bundle import Bundle as Bundle
@@ -120,6 +122,7 @@ _HOMES = {
     "genkit.recipe": ("Choice", "Recipe", "TrainingOptions"),
     "genkit.registry": ("Registry",),
     "genkit.run": ("Run",),
+    "torch.distributions": ("Distribution",),
     "genkit.task": ("Data", "Graph", "Input", "NoGraph", "Task", "Turn"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter
+from pydantic_core import PydanticSerializationError
 from torch import nn
 
 from genkit import pictures
 from genkit.errors import InvalidComponent, InvalidOption, unknown
+from genkit.files import cache_directory
 from genkit.graphs import latent_graphs
 from genkit.interfaces import Component, Decoder, Encoder, Loss, Prior, Spec
 from genkit.latent import LatentModel
@@ -45,8 +47,7 @@ def resolve(recipe: Recipe, registry: Registry) -> Recipe:
     for kind, choice in recipe.components.items():
         factory = registry.get(kind, choice.use).load()
         values = _options(kind, choice, factory)
-        plain = {name: TypeAdapter(Any).dump_python(value, mode="json") for name, value in values.items()}
-        choices[kind] = Choice(choice.use, **plain)
+        choices[kind] = Choice(choice.use, **{name: _plain(f"{kind}.{name}", v) for name, v in values.items()})
     return replace(recipe, **choices)
 
 
@@ -56,7 +57,7 @@ def assemble(recipe: Recipe, registry: Registry, data_dir: Path | None = None) -
     Args:
         recipe: resolved or not; its options are checked either way.
         registry: where the names are looked up.
-        data_dir: given to a dataset factory that takes one.
+        data_dir: given to a dataset factory that takes one; None: the cache.
 
     Raises:
         InvalidComponent: where a factory returns something that is not of its interface.
@@ -77,6 +78,16 @@ def assemble(recipe: Recipe, registry: Registry, data_dir: Path | None = None) -
         value_range=recipe.value_range,
         pictures=pictures.of(model, data),
     )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option's value as the recipe's file holds it."""
+    try:
+        return TypeAdapter(Any).dump_python(value, mode="json")
+    except PydanticSerializationError:
+        raise InvalidOption(
+            f"{name} = {value!r}: a recipe holds plain data; let the component take a name, a number or a list instead"
+        ) from None
 
 
 def describe_options(recipe: Recipe, registry: Registry) -> list[dict[str, str]]:
@@ -131,8 +142,8 @@ def _component(kind: str, interface: type[Component], choice: Choice, registry: 
 def _dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
     factory = registry.get("dataset", choice.use).load()
     values = _options("dataset", choice, factory)
-    if data_dir is not None and "data_dir" in inspect.signature(factory).parameters:
-        values["data_dir"] = data_dir
+    if "data_dir" in inspect.signature(factory).parameters:
+        values["data_dir"] = data_dir or cache_directory() / "data"
     data = factory(**values)
     if not isinstance(data, Data):
         raise InvalidComponent(

@@ -170,7 +170,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Observations a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate, above 0.")] = None,
-    device: DeviceName = "auto",
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to train. Default: auto, or as it was begun.")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="fp32|tf32|bf16", help="Of the networks' arithmetic.")
     ] = None,
@@ -239,7 +241,8 @@ def sample(
     plugins = _plugins()
     if (source / "manifest.json").exists():
         x = session.sample_bundle(source, plugins.registry, n, seed=seed, condition=condition)
-        target = out or source.with_name(f"{source.resolve().name}-samples.png")
+        bundle = source.resolve()
+        target = out or bundle.with_name(f"{bundle.name}-samples.png")
     else:
         loaded = session.load(source, plugins.registry, checkpoint, device, data_dir)
         x = inference.sample(loaded.model, n, seed=seed, condition=condition)
@@ -270,6 +273,8 @@ def _write_picture(path: Path, picture: Any) -> None:
 
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InvalidOption(f"--out {path}: the ending {path.suffix!r} is no picture's; use .png, .jpg or .webp")
+    if not path.parent.is_dir():
+        raise InvalidOption(f"--out {path}: there is no folder {path.parent}; make it first")
     write_atomically(path, picture.save)
     _say(str(path))
 
@@ -342,7 +347,7 @@ def evaluate(
     likelihood = result["log_likelihood"]
     if likelihood["value"] is not None:
         rows.append(
-            [f"log p(x), nats, K = {samples}", f"{likelihood['value']:.4f} ± {likelihood['standard_error']:.4f}"]
+            [f"log p(x), nats, K = {samples}", f"{likelihood['value']:.4f} ± {likelihood['standard_error'] or 0:.4f}"]
         )
     else:
         rows.append(["log p(x)", likelihood["reason"]])

@@ -65,6 +65,6 @@ def length(dataset: Dataset[Any]) -> int:
 
 def take(dataset: Dataset[Any], indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
     """The observations at ``indices``, unscaled, and their labels, if any; on the CPU."""
-    if isinstance(dataset, TensorDataset):
+    if type(dataset) is TensorDataset:
         return split(dataset[torch.as_tensor(indices)])
     return split(default_collate([dataset[int(i)] for i in indices]))

@@ -10,10 +10,9 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Gumbel, Independent, Laplace, Normal, Uniform
 
 from genkit.data import UNIT, from_unit, length, scale, take, to_unit
-from genkit.inference import device_of, evaluating
-from genkit.interfaces import Decoder, Encoder, unvalidated
+from genkit.inference import asking, device_of
+from genkit.interfaces import Decoder, Encoder
 from genkit.latent import LatentModel, draw
-from genkit.random import seeded
 from genkit.task import Data, Graph, Input, NoGraph
 
 _DRAWN_BY_NUMPY: Mapping[type, tuple[str, tuple[str, str]]] = {
@@ -64,10 +63,9 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
         return to_unit(scale(x, bounds), bounds)
 
     def latents(n: int, generator: Generator) -> Tensor:
-        seed = int(torch.randint(2**62, (), generator=generator))
-        with seeded(seed), torch.no_grad(), unvalidated():
+        with asking(model, int(torch.randint(2**62, (), generator=generator))):
             labels = torch.randint(spec.classes, (n,)) if spec.classes else None
-            return draw(model.prior(labels, model.posterior), 1, n)[0]
+            return draw(model.prior_given(labels), 1, n)[0]
 
     def graph(name: str, module: nn.Module, source: str, value: Input, outputs: tuple[str, ...]) -> Graph:
         inputs = {source: value}
@@ -93,7 +91,7 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
 def _uses_label(module: nn.Module, value: Input, classes: int) -> bool:
     """Whether the outputs change when nothing but the labels does, or need labels at all."""
     rows, labels = value.draw(classes, torch.Generator().manual_seed(0)), torch.arange(classes)
-    with evaluating(module), torch.no_grad(), unvalidated():
+    with asking(module, 0):
         try:
             module(rows)
         except Exception:  # it cannot do without
@@ -107,9 +105,9 @@ def describe_prior(model: LatentModel) -> dict[str, Any] | None:
 
     The parameters have the latent's shape, or are one number for all of it. None for any other prior.
     """
-    with torch.no_grad(), unvalidated():
+    with asking(model, 0):
         labels = torch.zeros(1, dtype=torch.int64, device=device_of(model)) if model.spec.classes else None
-        prior = model.prior(labels, model.posterior)
+        prior = model.prior_given(labels)
     base = prior.base_dist if isinstance(prior, Independent) else prior
     if prior.batch_shape or type(base) not in _DRAWN_BY_NUMPY:
         return None

@@ -57,4 +57,4 @@ def genkit_warning(run: Run, message: str) -> None:
 
 @hookspec
 def genkit_run_ended(run: Run, outcome: str) -> None:
-    """Training is over: ``finished``, ``interrupted``, ``diverged`` or ``failed``."""
+    """Training is over: ``finished``, ``interrupted`` (and saved), ``diverged`` or ``failed``."""

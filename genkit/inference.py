@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genkit.data import scale, to_unit
 from genkit.errors import InvalidOption
-from genkit.interfaces import Batch, unvalidated
+from genkit.interfaces import Batch, named, unvalidated
 from genkit.latent import LatentModel, draw
 from genkit.random import seeded
 
@@ -69,7 +69,7 @@ def sample(model: LatentModel, n: int, *, seed: int = 0, condition: int | None =
         for start in range(0, n, _CHUNK):
             size = min(_CHUNK, n - start)
             label = None if labels is None else labels[start : start + size].to(device)
-            z = draw(model.prior(label, model.posterior), 1, size)
+            z = draw(model.prior_given(label), 1, size)
             pieces.append(to_unit(model.likelihood(z, label).mean[0], model.spec.value_range).cpu())
     return torch.cat(pieces)
 
@@ -103,7 +103,8 @@ def encode(model: LatentModel, x: Tensor, labels: Tensor | None = None) -> dict[
         pieces = []
         for start in range(0, len(x), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            pieces.append(model.encoder(*to_batch(model, x[rows], None if labels is None else labels[rows])))
+            batch = to_batch(model, x[rows], None if labels is None else labels[rows])
+            pieces.append(named(model.encoder, model.encoder(*batch)))
     return {
         name: torch.cat(values).cpu()
         for name, values in zip(model.encoder.outputs, zip(*pieces, strict=True), strict=True)
@@ -125,7 +126,7 @@ def log_likelihood(model: LatentModel, batch: Batch, samples: int) -> Tensor:
     """
     x, condition = batch
     posterior = model.posterior(x, condition)
-    prior = model.prior(condition, model.posterior)
+    prior = model.prior_given(condition)
     weights = []
     at_once = max(1, _CHUNK // len(x))
     for start in range(0, samples, at_once):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
@@ -57,6 +58,9 @@ class Terms:
     def __init__(self, objective: Tensor, **terms: Tensor) -> None:
         if "loss" in terms:
             raise InvalidComponent("a term is named 'loss', which is the objective's name in the metrics; rename it")
+        for name, value in (("objective", objective), *terms.items()):
+            if not isinstance(value, Tensor):
+                raise InvalidComponent(f"the term {name!r} is {value!r}; give a tensor, one value an observation")
         self.objective = objective
         self.terms: dict[str, Tensor] = terms
 
@@ -169,6 +173,17 @@ def divergence(posterior: Distribution, prior: Distribution, z: Tensor) -> Tenso
         return kl_divergence(posterior, prior)
     except NotImplementedError:
         return (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
+
+
+def named(component: Encoder | Decoder, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What ``component`` returned, one tensor for each of its ``outputs``, in float32 also where it ran in bfloat16."""
+    if not isinstance(params, tuple | list) or len(params) != len(component.outputs):
+        given = f"{len(params)} tensors" if isinstance(params, tuple | list) else f"a {type(params).__name__}"
+        raise InvalidComponent(
+            f"{type(component).__name__}.forward returned {given}; its outputs = {component.outputs} name the tensors "
+            "of a tuple, one each"
+        )
+    return tuple(p.float() if p.dtype in (torch.bfloat16, torch.float16) else p for p in params)
 
 
 @contextmanager

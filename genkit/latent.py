@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from genkit.interfaces import Batch, Decoder, Encoder, Pass, Prior, Spec
+from genkit.interfaces import Batch, Decoder, Encoder, Pass, Prior, Spec, named
 
 
 class LatentModel(nn.Module):
@@ -21,40 +21,35 @@ class LatentModel(nn.Module):
 
     def forward(self, batch: Batch, samples: int = 1) -> Pass:
         x, condition = batch
-        prior = self.prior(condition, self.posterior)
-        if self.encoder is None:
-            posterior, z = None, draw(prior, samples, len(x))
-        else:
-            posterior = self.posterior(x, condition)
-            z = posterior.rsample((samples,))  # (K, B, *latent)
+        posterior = self.posterior(x, condition) if self.encoder is not None else None
+        prior = self.prior_given(condition)
+        z = draw(posterior if posterior is not None else prior, samples, len(x))  # (K, B, *latent)
         return Pass(batch, posterior, z, self.likelihood(z, condition), prior)
+
+    def prior_given(self, condition: Tensor | None = None) -> Distribution:
+        """p(z), or p(z|condition)."""
+        distribution: Distribution = self.prior(condition, None if self.encoder is None else self.posterior)
+        return distribution
 
     def posterior(self, x: Tensor, condition: Tensor | None = None) -> Distribution:
         """q(z|x) for ``x`` ``(B, *event_shape)``."""
         assert self.encoder is not None
-        return self.encoder.posterior(*map(full_precision, self.encoder(x, condition)))
+        return self.encoder.posterior(*named(self.encoder, self.encoder(x, condition)))
 
     def decode(self, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         """``z`` ``(*lead, *latent_shape)`` -> the decoder's parameters, ``(*lead, ...)``; lead is (B,) or (K, B)."""
         lead = z.shape[: z.dim() - len(self.spec.latent_shape)]
         if condition is not None:
             condition = condition.expand(lead).flatten()
-        params = self.decoder(z.flatten(0, len(lead) - 1), condition)
-        return tuple(full_precision(p).unflatten(0, lead) for p in params)
+        params = named(self.decoder, self.decoder(z.flatten(0, len(lead) - 1), condition))
+        return tuple(p.unflatten(0, lead) for p in params)
 
     def likelihood(self, z: Tensor, condition: Tensor | None = None) -> Distribution:
         """p(x|z) for ``z`` as in ``decode``."""
         return self.decoder.likelihood(*self.decode(z, condition))
 
 
-def draw(prior: Distribution, samples: int, batch: int) -> Tensor:
-    """``(K, B, *latent_shape)`` latents from a prior of batch ``()`` or ``(B,)``, with gradients where it has any."""
-    shape = torch.Size((samples,) if prior.batch_shape else (samples, batch))
-    return prior.rsample(shape) if prior.has_rsample else prior.sample(shape)
-
-
-def full_precision(parameter: Tensor) -> Tensor:
-    """Distributions are computed in float32 or wider, also where a network ran in bfloat16."""
-    if not parameter.is_floating_point():
-        return parameter
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+def draw(distribution: Distribution, samples: int, batch: int) -> Tensor:
+    """``(K, B, *latent_shape)`` from a distribution of batch ``()`` or ``(B,)``, with gradients where it has any."""
+    shape = torch.Size((samples,) if distribution.batch_shape else (samples, batch))
+    return distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)

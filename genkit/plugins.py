@@ -53,6 +53,10 @@ class Plugins:
         self.plugins[plugin.name] = plugin
         try:
             self._manager.register(module, plugin.name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            plugin.warn(_cause(error))
+            return
+        try:
             staged = Registry(plugin.name)  # a plugin that fails half-way has registered nothing
             for hook in self._manager.get_hookcallers(module) or []:
                 if not hook.has_spec():
@@ -76,7 +80,7 @@ class Plugins:
 
     def observe(self, name: str, observer: object) -> None:
         """Adds lifecycle hooks for the rest of this process, e.g. a progress display."""
-        self.add(observer, Plugin(name, _IN_BOX, "in this process"))
+        self.add(observer, Plugin(f"genkit:{name}", _IN_BOX, "in this process"))
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Calls one lifecycle hook in every plugin. One that raises is reported and not called again."""

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from pydantic import AllowInfNan, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
 
@@ -44,7 +44,8 @@ class TrainingOptions:
         schedule: what the learning rate does after the warm-up: stay, or fall to 0 over the run's steps.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         clip_norm: the largest 2-norm of a turn's gradient; None: unclipped.
-        precision: of the networks' arithmetic. Weights, distributions and losses stay float32.
+        precision: of training: float32, float32 with tf32 products (CUDA), or bfloat16 autocast. Weights, and the
+            parameters of posteriors and likelihoods, stay float32; the test set is measured without autocast.
         seed: of the initial weights, the order of the data and all noise.
         evaluate_every: epochs between measurements on the test set; 0: never.
         sample_every: epochs between pictures, whose checkpoints are kept; 0: only at the end.
@@ -61,7 +62,7 @@ class TrainingOptions:
     warmup_steps: Annotated[int, Ge(0)] = 0
     clip_norm: Annotated[float, Gt(0)] | None = None
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     evaluate_every: Annotated[int, Ge(0)] = 1
     sample_every: Annotated[int, Ge(0)] = 20
     checkpoint_every: Annotated[int, Ge(1)] = 1
@@ -100,6 +101,8 @@ class Recipe:
     description: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise InvalidOption(f"name = {self.name!r}: a name is made of letters, digits, '_', '-' and '.'")
         shape = checked("latent_shape", tuple[Annotated[int, Ge(1)], ...], self.latent_shape)
         bounds = checked("value_range", tuple[float, float] | None, self.value_range)
         if not shape:

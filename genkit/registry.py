@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from genkit.errors import unknown
+from genkit.errors import InvalidComponent, unknown
 from genkit.recipe import Recipe
 
 KINDS = ("model", "encoder", "decoder", "prior", "loss", "dataset", "exporter", "runtime")
@@ -30,7 +30,13 @@ class Entry:
         if not isinstance(self.target, str):
             return self.target
         module, _, name = self.target.partition(":")
-        return getattr(importlib.import_module(module), name)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise InvalidComponent(
+                f"the {self.kind} {self.name!r} of the plugin {self.plugin!r} cannot be loaded from {self.target!r}: "
+                f"{error}"
+            ) from error
 
 
 @dataclass

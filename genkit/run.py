@@ -21,13 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from genkit.errors import InvalidComponent, InvalidRun
+from genkit.errors import InvalidComponent, InvalidOption, InvalidRun
 from genkit.files import directory_written_atomically, discard_directory, write_atomically
 from genkit.pictures import loss_curves
 from genkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_REMEDY = "restore it, name another with --checkpoint, or remove its folder to resume from the one before"
 
 _LEFTOVER = re.compile(r"\.\d+\..+")
 """What an interrupted atomic write leaves beside its target."""
@@ -43,7 +45,7 @@ class Position:
 
     @property
     def name(self) -> str:
-        """``epoch_0020``, or ``epoch_0020_step_0009504`` inside an epoch; names sort by time."""
+        """``epoch_0020``, or ``epoch_0020_step_0009504`` inside the next one."""
         return f"epoch_{self.epoch:04d}" + (f"_step_{self.step:07d}" if self.batch else "")
 
 
@@ -104,11 +106,17 @@ class Checkpoint:
     def _damaged(self, name: str, error: Exception) -> InvalidRun:
         path = self.path / name
         if not path.exists():
-            return InvalidRun(f"the checkpoint file {path} is missing; restore it, or name another with --checkpoint")
-        return InvalidRun(
-            f"the checkpoint file {path} is damaged ({path.stat().st_size} bytes; {error}); restore it, or name "
-            "another with --checkpoint"
-        )
+            return InvalidRun(f"the checkpoint file {path} is missing; {_REMEDY}")
+        return InvalidRun(f"the checkpoint file {path} is damaged ({path.stat().st_size} bytes; {error}); {_REMEDY}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file, or ``InvalidOption`` that says what is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidOption(f"{path}: this is not text; give the YAML of a recipe, e.g. RUN/recipe.yaml") from None
+    return Recipe.from_yaml(text, str(path))
 
 
 class Run:
@@ -132,8 +140,8 @@ class Run:
                 )
             run = cls(path)
             run._clear_leftovers()
-            write_atomically(path / "recipe.yaml", recipe.to_yaml().encode())
             write_atomically(path / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
+            write_atomically(path / "recipe.yaml", recipe.to_yaml().encode())  # from here on it is a run
         except OSError as error:
             raise InvalidRun(f"the folder {path} cannot be written ({error.strerror}); choose another --out") from None
         return run
@@ -153,7 +161,9 @@ class Run:
     @staticmethod
     def vacant(path: Path) -> bool:
         """Whether nothing was begun at ``path``: it is absent, empty, or holds an interrupted first write."""
-        return not path.exists() or (path.is_dir() and all(_LEFTOVER.fullmatch(p.name) for p in path.iterdir()))
+        if path.is_dir():
+            return all(_LEFTOVER.fullmatch(p.name) or p.name == "environment.json" for p in path.iterdir())
+        return not path.exists()
 
     @staticmethod
     def fresh_path(model: str) -> Path:
@@ -165,12 +175,20 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe that it was made with."""
-        path = self.path / "recipe.yaml"
-        return Recipe.from_yaml(path.read_text(), str(path))
+        return read_recipe(self.path / "recipe.yaml")
 
     @recipe.setter
     def recipe(self, recipe: Recipe) -> None:
         write_atomically(self.path / "recipe.yaml", recipe.to_yaml().encode())
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What it was made with, and where."""
+        try:
+            environment: dict[str, Any] = json.loads((self.path / "environment.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return environment
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, without one that was cut off."""
@@ -207,7 +225,7 @@ class Run:
 
     def checkpoints(self) -> list[Checkpoint]:
         """From the oldest to the newest."""
-        return [Checkpoint(path) for path in sorted((self.path / "checkpoints").glob("epoch_*"))]
+        return [Checkpoint(path) for path in sorted((self.path / "checkpoints").glob("epoch_*"), key=_age)]
 
     def checkpoint(self, which: str = "last") -> Checkpoint:
         """The checkpoint ``last``, ``best`` (lowest test loss), or of a number of finished epochs.
@@ -252,8 +270,8 @@ class Run:
         path = self.path / "checkpoints" / position.name
         if not path.exists():
             with directory_written_atomically(path) as folder:
-                save_file(_portable(weights), folder / "weights.safetensors")
-                save_file(_portable(training), folder / "training.safetensors")
+                save_file(portable(weights), folder / "weights.safetensors")
+                save_file(portable(training), folder / "training.safetensors")
                 (folder / "state.json").write_text(json.dumps({"position": vars(position), **state}, indent=2) + "\n")
         checkpoints = self.checkpoints()
         keep = {checkpoints[-1], _best(checkpoints)}
@@ -269,13 +287,18 @@ class Run:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def _age(checkpoint: Path) -> list[int]:
+    """Sorts checkpoints by time: the epoch, then the step inside it, if any."""
+    return [int(number) for number in re.findall(r"\d+", checkpoint.name)]
+
+
 def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     """The checkpoint of the lowest test loss; the earliest of equals."""
     measured = [c for c in checkpoints if c.state.get("test_loss") is not None]
     return min(measured, key=lambda c: c.state["test_loss"], default=None)
 
 
-def _portable(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+def portable(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copies on the CPU that share no memory, as the file format wants them."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):

@@ -26,18 +26,15 @@ from genkit.plugins import Plugins
 from genkit.random import seeded
 from genkit.recipe import Recipe
 from genkit.registry import Registry
-from genkit.run import Checkpoint, Run
+from genkit.run import Checkpoint, Run, read_recipe
 from genkit.task import Task
 from genkit.training.batches import batches_of
-from genkit.training.device import choose_device, describe_device
+from genkit.training.device import arithmetic, choose_device, describe_device
 from genkit.training.loop import Trainer, measure
 from genkit.training.step import checked_turns
 
 if TYPE_CHECKING:
     from genkit.bundle import Report
-
-_FREE_TO_CHANGE = ("epochs", "workers")
-"""Training options that a resumed run may change: they alter nothing that was already done."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def plan(
     if recipe_file:
         if not recipe_file.is_file():
             raise InvalidOption(f"--recipe {recipe_file}: there is no such file")
-        base = Recipe.from_yaml(recipe_file.read_text(), str(recipe_file))
+        base = read_recipe(recipe_file)
     elif saved is not None:
         base = saved
         if model and model != saved.name:
@@ -92,11 +89,17 @@ def plan(
 
 
 def carry_out(
-    plan: Plan, plugins: Plugins, *, device: str, data_dir: Path | None, init_from: Path | None
+    plan: Plan, plugins: Plugins, *, device: str | None, data_dir: Path | None, init_from: Path | None
 ) -> tuple[Run, str]:
-    """Trains as planned; gives the run, and ``finished`` or the name of the signal that interrupted it."""
-    place = choose_device(device)
-    initial = None if init_from is None else Run.open(init_from).checkpoint("last")
+    """Trains as planned; gives the run, and ``finished`` or the name of the signal that interrupted it.
+
+    What is None is as it was when the run was begun: the device, the data's folder, the weights to start from.
+    """
+    begun = Run.open(plan.path).environment if plan.begun else {}
+    place = choose_device(device or begun.get("device_type", "auto"))
+    data_dir, init_from = data_dir or _path(begun.get("data_dir")), init_from or _path(begun.get("init_from"))
+    fresh = not (plan.begun and Run(plan.path).checkpoints())
+    initial = Run.open(init_from).checkpoint("last") if init_from and fresh else None
     with seeded(plan.recipe.training.seed):
         task = assemble(plan.recipe, plugins.registry, data_dir)
     if initial is not None:
@@ -106,7 +109,7 @@ def carry_out(
         run = Run.open(plan.path)
         run.recipe = plan.recipe
     else:
-        run = Run.create(plan.path, plan.recipe, environment(plan.recipe, plugins, place, init_from))
+        run = Run.create(plan.path, plan.recipe, environment(plan.recipe, plugins, place, data_dir, init_from))
     return run, trainer.fit(run)
 
 
@@ -131,9 +134,9 @@ def load(path: Path, registry: Registry, checkpoint: str, device: str, data_dir:
     run = Run.open(path)
     recipe, found = run.recipe, run.checkpoint(checkpoint)
     with seeded(recipe.training.seed):
-        task = assemble(recipe, registry, data_dir)
+        task = assemble(recipe, registry, data_dir or _path(run.environment.get("data_dir")))
     found.load_into(task.module)
-    task.module.to(place)
+    task.module.to(place).eval()
     assert isinstance(task.module, Composition)
     return Loaded(task, task.module.model, recipe, found, place)
 
@@ -144,7 +147,8 @@ def evaluate(loaded: Loaded, *, samples: int, seed: int) -> dict[str, Any]:
     batches = batches_of(
         task.data, task.data.test, options.batch_size, task.value_range, None, loaded.device, options.workers
     )
-    terms = measure(task, checked_turns(task.turns()), batches, loaded.device, seed)
+    with arithmetic(options.precision if loaded.device.type == "cuda" else "fp32"):
+        terms = measure(task, checked_turns(task.turns()), batches, loaded.device, seed)
     likelihood: dict[str, Any] = {"value": None, "standard_error": None, "samples": samples, "units": "nats"}
     if loaded.model.encoder is None:
         likelihood["reason"] = "no density: the model has no encoder to propose latents"
@@ -160,7 +164,8 @@ def evaluate(loaded: Loaded, *, samples: int, seed: int) -> dict[str, Any]:
             likelihood["reason"] = f"no density: {error or 'a distribution of the model has no log_prob'}"
         else:
             likelihood["value"] = values.double().mean().item()
-            likelihood["standard_error"] = values.double().std().item() / math.sqrt(len(values))
+            if len(values) > 1:
+                likelihood["standard_error"] = values.double().std().item() / math.sqrt(len(values))
     position = loaded.checkpoint.position
     return {
         "model": loaded.recipe.name,
@@ -226,7 +231,9 @@ def sample_bundle(path: Path, registry: Registry, n: int, *, seed: int, conditio
     return torch.from_numpy(run(inputs)["x"])
 
 
-def environment(recipe: Recipe, plugins: Plugins, device: torch.device, init_from: Path | None) -> dict[str, Any]:
+def environment(
+    recipe: Recipe, plugins: Plugins, device: torch.device, data_dir: Path | None, init_from: Path | None
+) -> dict[str, Any]:
     """What a run was made with: versions, device, seed, and the commit of each plugin where it is known."""
     return {
         "command": sys.argv[1:],
@@ -234,8 +241,10 @@ def environment(recipe: Recipe, plugins: Plugins, device: torch.device, init_fro
         "platform": platform.platform(),
         "versions": _versions("genkit-torch", "torch", "torchvision", "numpy", "safetensors"),
         "device": describe_device(device),
+        "device_type": device.type,
         "seed": recipe.training.seed,
-        "init_from": None if init_from is None else str(init_from),
+        "data_dir": data_dir and str(data_dir.resolve()),
+        "init_from": init_from and str(init_from.resolve()),
         "plugins": [
             {
                 "name": p.name,
@@ -247,6 +256,10 @@ def environment(recipe: Recipe, plugins: Plugins, device: torch.device, init_fro
             if p.entries
         ],
     }
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def _versions(*names: str) -> dict[str, str]:
@@ -280,9 +293,10 @@ def _commit(name: str) -> str | None:
 
 def _require_same(path: Path, saved: Recipe, asked: Recipe) -> None:
     """A resumed run is the run that was begun; only what changes nothing already done may differ."""
+    free = {"training.workers"} | ({"training.epochs"} if saved.training.schedule == "constant" else set())
     before, now = _flat(saved.to_mapping()), _flat(asked.to_mapping())
     for key in sorted(before.keys() | now.keys()):
-        if key.removeprefix("training.") not in _FREE_TO_CHANGE and before.get(key) != now.get(key):
+        if key not in free and before.get(key) != now.get(key):
             raise InvalidRun(
                 f"the run {path} was begun with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
                 "resume it as it is, or begin another with a new --out"

@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import Genkit
 
 from genkit.cli import main
@@ -45,6 +46,11 @@ def command(python: Path | str, **variables: str) -> Genkit:
         return done
 
     return genkit
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,9 @@ def _refused(done: object, status: int, *parts: str) -> str:
             ["--model", "mnist_vae", "--set", "training.optimizer_options.beta=1"],
             ["training", "optimizer_options.beta"],
         ),
+        (["--model", "mnist_vae", "--set", "training.optimizer=lbfgs"], ["optimizer named 'lbfgs'", "adam"]),
+        (["--model", "mnist_vae", "--set", "name=../x"], ["name = '../x'", "letters"]),
+        (["--model", "mnist_vae", "--seed", str(2**64)], ["training.seed", "less than"]),
         (["--model", "mnist_vae", "--epochs", "-1"], ["training.epochs = -1", "greater than or equal to 0"]),
         (["--model", "mnist_vae", "--batch-size", "0"], ["training.batch_size = 0", "greater than or equal to 1"]),
         (["--model", "mnist_vae", "--lr", "-0.1"], ["training.learning_rate = -0.1", "greater than 0"]),
@@ -91,6 +94,8 @@ def test_a_resumed_run_stays_the_run_that_it_was(here: Genkit, mnist_run: Path) 
     before = tree(mnist_run)
     done = here("train", "--out", mnist_run, "--resume", "--lr", "0.5", check=False)
     _refused(done, 2, "training.learning_rate = 0.001, not 0.5", "a new --out")
+    cosine = ["--set", "training.schedule=cosine", "--epochs", 9]
+    _refused(here("train", "--out", mnist_run, "--resume", *cosine, check=False), 2, "training.schedule")
     done = here("train", "--model", "other", "--out", mnist_run, "--resume", check=False)
     _refused(done, 2, "--model other", "'mnist_vae'")
     assert tree(mnist_run) == before

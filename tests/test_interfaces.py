@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import (
+    Bernoulli,
     Categorical,
     Distribution,
     Independent,
@@ -18,15 +19,11 @@ from torch.distributions import (
     Normal,
     kl_divergence,
 )
+from torch.utils.data import TensorDataset
 
 import genkit
+from genkit.graphs import describe_prior, latent_graphs
 from genkit.inference import log_likelihood
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
 
 SPEC = genkit.Spec(event_shape=(5,), latent_shape=(2,), value_range=None)
 
@@ -115,6 +112,53 @@ def test_a_loss_says_how_many_samples_it_wants_and_its_gradient_reaches_every_pa
     terms.total.backward()
     assert len(turn.parameters) == 5
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in turn.parameters)
+
+
+class Codes(Gaussian):
+    """A discrete posterior, which cannot be differentiated through."""
+
+    def posterior(self, *params: Tensor) -> Distribution:
+        return Independent(Bernoulli(logits=params[0]), 1)
+
+
+def test_a_discrete_posterior_is_sampled_without_gradients() -> None:
+    model = genkit.LatentModel(SPEC, Codes(SPEC), Linear(SPEC), Standard())
+    z = model(genkit.Batch(torch.randn(3, 5)), 4).z
+    assert z.shape == (4, 3, 2)
+    assert set(z.unique().tolist()) <= {0.0, 1.0}
+
+
+class Normalised(Gaussian):
+    def __init__(self, spec: genkit.Spec) -> None:
+        super().__init__(spec)
+        self.net = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 4))
+
+
+def test_asking_a_model_for_its_graphs_does_not_change_it() -> None:
+    model = genkit.LatentModel(SPEC, Normalised(SPEC), Linear(SPEC), MixtureOfPosteriors(SPEC))
+    x = TensorDataset(torch.randn(8, 5))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    decoder = latent_graphs(model, genkit.Data(x, x, (5,)))[1]
+    assert isinstance(decoder, genkit.Graph)
+    assert decoder.inputs["z"].draw(3, torch.Generator()).shape == (3, 2)
+    assert describe_prior(model) is None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+
+
+def test_outputs_that_are_not_what_was_named_are_refused() -> None:
+    class Bare(Linear):
+        def forward(self, z: Tensor, condition: Tensor | None = None) -> Any:
+            return self.net(z)
+
+    class Three(Gaussian):
+        def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+            return (*super().forward(x), x)
+
+    with pytest.raises(genkit.InvalidComponent, match=r"Bare.forward returned a Tensor; its outputs = \('x',\)"):
+        genkit.LatentModel(SPEC, Gaussian(SPEC), Bare(SPEC), Standard())(genkit.Batch(torch.randn(3, 5)))
+    with pytest.raises(genkit.InvalidComponent, match=r"Three.forward returned 3 tensors"):
+        genkit.LatentModel(SPEC, Three(SPEC), Linear(SPEC), Standard())(genkit.Batch(torch.randn(3, 5)))
 
 
 def test_a_divergence_is_exact_where_it_can_be_and_estimated_otherwise() -> None:

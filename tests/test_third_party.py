@@ -77,6 +77,17 @@ def test_a_model_of_two_turns_without_an_encoder_is_nothing_special(acme: Genkit
     assert manifest["absent"] == [{"name": "encoder", "reason": "the model has no encoder"}]
 
 
+def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_checkpoint(acme: Genkit, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    changes = ["--set", "loss=explodes", "--set", "loss.after=5", "--epochs", 3]
+    done = acme("train", "--model", "acme", *changes, "--out", run, check=False)
+    assert done.returncode == 1
+    assert "in epoch 2, step 5: the term 'broken' is not finite" in done.stderr
+    assert str(run / "checkpoints" / "epoch_0001") in done.stderr
+    assert "Traceback" not in done.stderr
+    acme("sample", run, "--out", tmp_path / "s.png")
+
+
 def test_bad_plugins_cost_one_line_each_and_nothing_else(broken: Genkit) -> None:
     done = broken("models")
     assert "mnist_vae" in done.stdout

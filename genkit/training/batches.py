@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from genkit.data import length, scale, split
 from genkit.errors import InvalidComponent
@@ -150,7 +150,7 @@ def batches_of(
     workers: int | None,
 ) -> Batches:
     """The source that suits a dataset. ``seed=None``: in the dataset's own order, always the same."""
-    if isinstance(dataset, TensorDataset):
+    if type(dataset) is TensorDataset:  # a subclass may give other items than its tensors
         return Resident(data, dataset, batch_size, value_range, seed, device)
     return Streamed(data, dataset, batch_size, value_range, seed, device, workers=workers)
 
@@ -162,13 +162,13 @@ class _Reproducible(Dataset[Any]):
         self.dataset = dataset
         self.seed = seed
 
-    def __getitem__(self, index: int) -> Any:
-        seed = derive(self.seed, index)
-        if get_worker_info() is not None:
-            seed_all(seed)
-            return self.dataset[index]
-        with seeded(seed):
-            return self.dataset[index]
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        items = []
+        with seeded(self.seed):
+            for index in indices:
+                seed_all(derive(self.seed, index))
+                items.append(self.dataset[index])
+        return items
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

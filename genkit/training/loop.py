@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from genkit import pictures
 from genkit.data import take
-from genkit.errors import Diverged, InvalidRun
+from genkit.errors import Diverged, InvalidComponent, InvalidRun
 from genkit.inference import evaluating
-from genkit.interfaces import unvalidated
+from genkit.interfaces import Terms, unvalidated
+from genkit.pictures import Picture
 from genkit.random import derive, restore_states, seeded, states_as_tensors
 from genkit.recipe import TrainingOptions
-from genkit.run import Checkpoint, Position, Run
+from genkit.run import Checkpoint, Position, Run, portable
 from genkit.task import Task, Turn
 from genkit.training.batches import Batches, batches_of
 from genkit.training.device import arithmetic, describe_device, require_precision
@@ -81,20 +84,44 @@ class Trainer:
         outcome = "failed"
         try:
             with arithmetic(self.options.precision), unvalidated(), seeded(derive(self.options.seed, _TRAINING)):
-                outcome = self.run_to_the_end()
+                ended_by = self.run_to_the_end()
+                outcome = "finished" if ended_by == "finished" else "interrupted"
         except Diverged:
             outcome = "diverged"
             raise
         finally:
             self.notify("genkit_run_ended", run=run, outcome=outcome)
-        return outcome
+        return ended_by
 
     def rehearse(self) -> None:
-        """One evaluation of every turn on the first observations, so that what cannot work fails at once."""
-        x, labels = take(self.task.data.train, range(min(2, self.training.size)))
-        batch = self.training.finish(x.to(self.device), None if labels is None else labels.to(self.device))
+        """Every turn, there and back, on a few observations of both sets, so that what cannot work fails at once.
+
+        The module is left as it was.
+        """
+        before = portable(self.module.state_dict())
         with arithmetic(self.options.precision), seeded(0), evaluating(self.module), unvalidated():
-            Meter(self.device).add(0, len(batch.x), [(turn.name, turn(batch)) for turn in self.turns])
+            for dataset, batches in ((self.task.data.train, self.training), (self.task.data.test, self.test)):
+                x, labels = take(dataset, range(min(2, batches.size)))
+                batch = batches.finish(x.to(self.device), None if labels is None else labels.to(self.device))
+                with self.step.autocast:
+                    results = [(turn, turn(batch)) for turn in self.turns]
+                Meter(self.device).add(0, len(batch.x), [(turn.name, terms) for turn, terms in results])
+                for turn, terms in results:
+                    self.require_gradient(turn, terms)
+        self.module.load_state_dict(before)
+
+    @staticmethod
+    def require_gradient(turn: Turn, terms: Terms) -> None:
+        """Raises ``InvalidComponent`` if the objective depends on none of the turn's parameters."""
+        total = terms.total
+        gradients: Sequence[Tensor | None] = []
+        if total.requires_grad:
+            gradients = torch.autograd.grad(total, list(turn.parameters), allow_unused=True, retain_graph=True)
+        if all(gradient is None for gradient in gradients):
+            raise InvalidComponent(
+                f"the objective of the turn {turn.name!r} depends on none of its parameters, so there is nothing to "
+                "train; compute it without detach() and no_grad()"
+            )
 
     def run_to_the_end(self) -> str:
         checkpoints = self.run.checkpoints()
@@ -166,20 +193,23 @@ class Trainer:
         illustrated = last or (self.options.sample_every > 0 and epoch % self.options.sample_every == 0)
         if illustrated:
             for folder, picture in self.task.pictures.items():
-                self.illustrate(folder, epoch, picture)
+                self.illustrate(folder, epoch, partial(self.save_picture, folder, epoch, picture))
         self.run.append_metrics(row)
         if illustrated:
-            self.run.save_loss_curves()
+            self.illustrate("loss", epoch, self.run.save_loss_curves)
         self.position, self.meter, self.seconds = Position(epoch, 0, step), Meter(self.device), 0.0
         self.notify("genkit_epoch_ended", run=self.run, metrics=row)
-        if last or epoch % self.options.checkpoint_every == 0:
+        if illustrated or epoch % self.options.checkpoint_every == 0:
             self.save()
 
-    def illustrate(self, folder: str, epoch: int, picture: pictures.Picture) -> None:
+    def save_picture(self, folder: str, epoch: int, picture: Picture) -> Path:
+        return self.run.save_picture(folder, epoch, picture())
+
+    def illustrate(self, name: str, epoch: int, save: Callable[[], Path]) -> None:
         try:
-            path = self.run.save_picture(folder, epoch, picture())
+            path = save()
         except Exception as error:  # a picture is not worth a run
-            self.warn(f"the picture {folder!r} of epoch {epoch} could not be made: {type(error).__name__}: {error}")
+            self.warn(f"the picture {name!r} of epoch {epoch} could not be made: {type(error).__name__}: {error}")
         else:
             self.notify("genkit_picture_saved", run=self.run, epoch=epoch, path=path)
 
@@ -210,12 +240,13 @@ class Trainer:
     def save(self) -> None:
         tensors, plain = optimizer_state(self.turns, self.step.optimizers)
         meter_tensors, meter_plain = self.meter.state()
+        test_loss = self.test_loss if self.position.batch == 0 else None  # inside an epoch nothing was measured
         random = {f"random.{name}": state for name, state in states_as_tensors().items()}
         path = self.run.save_checkpoint(
             self.position,
             self.module.state_dict(),
             {**tensors, **meter_tensors, **random},
-            {"seconds": self.seconds, "test_loss": self.test_loss, "optimizer": plain, "meter": meter_plain},
+            {"seconds": self.seconds, "test_loss": test_loss, "optimizer": plain, "meter": meter_plain},
             self.options.sample_every,
         )
         self.notify(

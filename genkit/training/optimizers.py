@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from genkit.errors import InvalidOption, unknown
 from genkit.recipe import TrainingOptions
@@ -17,9 +17,9 @@ from genkit.task import Turn
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {
     name.lower(): value
     for name, value in vars(torch.optim).items()
-    if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
+    if inspect.isclass(value) and issubclass(value, Optimizer) and value not in (Optimizer, LBFGS, SparseAdam)
 }
-"""Every optimiser of ``torch.optim``, by its name in lower case."""
+"""By name in lower case, every optimiser of ``torch.optim`` that takes dense gradients and one evaluation a step."""
 
 
 def optimizer_for(turn: Turn, options: TrainingOptions) -> Optimizer:

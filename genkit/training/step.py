@@ -56,7 +56,7 @@ class EagerStep:
 
 
 def checked_turns(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns of a step, as lists of trainable parameters.
+    """The turns of a step, each with the list of its trainable parameters, none of them twice.
 
     Raises:
         InvalidComponent: if there are none, two share a name, or one has nothing to train.
@@ -66,10 +66,13 @@ def checked_turns(turns: Sequence[Turn]) -> list[Turn]:
         raise InvalidComponent(
             f"the loss gave turns named {names}; a step needs one turn or more, each with its own name"
         )
+    trainable = []
     for turn in turns:
-        if not any(p.requires_grad for p in turn.parameters):
+        parameters = list(dict.fromkeys(p for p in turn.parameters if p.requires_grad))
+        if not parameters:
             raise InvalidComponent(f"the turn {turn.name!r} has no trainable parameter; give it some, or leave it out")
-    return [Turn(t.name, t.terms, [p for p in t.parameters if p.requires_grad], t.optimizer) for t in turns]
+        trainable.append(Turn(turn.name, turn.terms, parameters, turn.optimizer))
+    return trainable
 
 
 def optimizer_state(turns: Sequence[Turn], optimizers: Sequence[Optimizer]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 from helpers import Genkit
 from safetensors.torch import load_file
+
+from genkit import cache_directory
 
 _TIMES = ("seconds", "images_per_second")
 
@@ -116,6 +119,38 @@ def test_a_run_that_was_finished_can_be_made_longer_as_if_it_always_had_been(gen
     genkit(*arguments, "--epochs", 5, "--out", tmp_path / "longer", "--resume")
     assert _state(tmp_path / "longer") == _state(tmp_path / "whole")
     assert _metrics(tmp_path / "longer") == _metrics(tmp_path / "whole")
+
+
+def test_a_run_can_start_from_the_weights_of_another(genkit: Genkit, mnist_run: Path, tmp_path: Path) -> None:
+    arguments = ["--model", "mnist_vae", "--set", "dataset.limit=256", "--epochs", 0, "--init-from", mnist_run]
+    genkit("train", *arguments, "--out", tmp_path / "next")
+    begun = tmp_path / "next" / "checkpoints" / "epoch_0000" / "weights.safetensors"
+    assert begun.read_bytes() == (mnist_run / "checkpoints" / "epoch_0002" / "weights.safetensors").read_bytes()
+    other = [
+        "--model",
+        "mnist_vae",
+        "--set",
+        "dataset.limit=256",
+        "--set",
+        "latent_shape=[3]",
+        "--init-from",
+        mnist_run,
+    ]
+    refused = genkit("train", *other, "--out", tmp_path / "other", check=False)
+    assert refused.returncode == 2
+    assert "holds another model" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_remembers_where_its_data_lie(genkit: Genkit, tmp_path: Path) -> None:
+    genkit("train", "--model", "mnist_vae", "--set", "dataset.limit=64", "--epochs", 1, "--out", tmp_path / "here")
+    elsewhere = tmp_path / "data"
+    shutil.copytree(cache_directory() / "data", elsewhere)
+    arguments = ["--model", "mnist_vae", "--set", "dataset.limit=64", "--epochs", 1, "--data-dir", elsewhere]
+    genkit("train", *arguments, "--out", tmp_path / "run")
+    nothing = {"GENKIT_HOME": str(tmp_path / "empty"), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    genkit("encode", tmp_path / "run", **nothing)
+    genkit("train", "--out", tmp_path / "run", "--resume", "--epochs", 2, **nothing)
 
 
 def test_the_saved_recipe_repeats_the_run(genkit: Genkit, mnist_run: Path, tmp_path: Path) -> None:
