@@ -45,7 +45,8 @@ def _dataset(files: Files, prefix: str, limit: int | None) -> TensorDataset:
 def _files(data_dir: Path | None) -> Files:
     """The four files, from the first place or source that has them all; what is fetched is kept in the first place."""
     roots = [data_dir.expanduser()] if data_dir else []
-    folders = [root / "MNIST" / "raw" for root in (*roots, genkit.cache_directory() / "data")]
+    roots.append(genkit.cache_directory() / "data")
+    folders = [root / "MNIST" / "raw" for root in dict.fromkeys(roots)]
     tried = []
     for folder in folders:
         found = {name: _read(path, name) for name in DIGESTS if (path := _find(folder, name))}
@@ -63,7 +64,7 @@ def _files(data_dir: Path | None) -> Files:
     raise genkit.DataUnavailable(
         "\n  ".join(["MNIST was not found, and could not be fetched:", *tried])
         + f"\nPut the files {', '.join(DIGESTS)} into {folders[0]} by hand, as they are or compressed with the ending "
-        ".gz, or name a folder whose MNIST/raw holds them as data_dir."
+        ".gz, or name a folder whose MNIST/raw holds them with --data-dir."
     )
 
 
@@ -104,5 +105,5 @@ def _keep(files: Files, folder: Path) -> None:
     except OSError as error:
         raise genkit.DataUnavailable(
             f"MNIST was fetched but cannot be kept in {folder}: {error.strerror}. Make that folder writable, or choose "
-            "another one with data_dir or the environment variable GENKIT_HOME."
+            "another one with --data-dir or the environment variable GENKIT_HOME."
         ) from error

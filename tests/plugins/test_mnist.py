@@ -420,7 +420,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(genkit.DataUnavailable) as caught:
         mnist(data_dir=tmp_path / "file")
-    assert all(part in str(caught.value) for part in (str(raw(tmp_path / "file")), "data_dir", "GENKIT_HOME"))
+    assert all(part in str(caught.value) for part in (str(raw(tmp_path / "file")), "--data-dir", "GENKIT_HOME"))
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
