@@ -28,12 +28,9 @@ def test_a_hook_that_raises_is_named_once_and_not_called_again_and_the_others_go
     plugins, bad, good = genkit.Plugins(), Tracker(fails=True), Tracker(fails=False)
     plugins.observe("good", good)
     plugins.observe("bad", bad)
-    with pytest.warns(
-        genkit.PluginWarning, match="'genkit:bad'.*genkit_epoch_ended.*ConnectionError: the tracker"
-    ) as said:
-        for epoch in (1, 2):
-            plugins.notify("genkit_epoch_ended", run=None, metrics={"epoch": epoch})
-    assert len(said) == 1
+    with pytest.warns(genkit.PluginWarning, match="'genkit:bad'.*genkit_epoch_ended.*ConnectionError: the tracker"):
+        plugins.notify("genkit_epoch_ended", run=None, metrics={"epoch": 1})
+    plugins.notify("genkit_epoch_ended", run=None, metrics={"epoch": 2})
     assert (bad.told, good.told) == ([1], [1, 2])
 
 
