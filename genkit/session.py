@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from genkit.assemble import Composition, assemble, resolve
-from genkit.errors import GenkitError, InvalidOption, InvalidRun
+from genkit.errors import GenkitError, InvalidOption, InvalidRun, VerificationFailed
 from genkit.graphs import describe_prior
 from genkit.inference import asking, log_likelihood
 from genkit.latent import LatentModel
@@ -206,11 +206,15 @@ def sample_bundle(path: Path, registry: Registry, n: int, *, seed: int, conditio
     """``n`` latents from the bundle's prior through its decoder in onnxruntime; as ``inference.sample``.
 
     Raises:
+        VerificationFailed: for a bundle whose files were changed.
         GenkitError: for a prior that the manifest cannot describe, or a label that the data does not have.
     """
     from genkit.bundle import Bundle
 
     bundle = Bundle.open(path)
+    problems = [check.detail for check in bundle.check_files() if not check.ok]
+    if problems:
+        raise VerificationFailed(f"{path} is not what was exported: {problems[0]}; export it again")
     extra = bundle.manifest.model_dump()
     classes = extra["spec"]["classes"]
     prior = extra["prior"]["distribution"]
@@ -223,7 +227,7 @@ def sample_bundle(path: Path, registry: Registry, n: int, *, seed: int, conditio
     if condition is not None and not (conditional and condition < classes):
         limit = f"the labels go from 0 to {classes - 1}" if conditional else "this decoder takes no label"
         raise InvalidOption(f"condition = {condition}: {limit}")
-    run = registry.get("runtime", "onnxruntime").load()().load(path / graph.file)
+    run = registry.get("runtime", "onnxruntime").load()().load(bundle.file(graph.file))
     draw = getattr(np.random.default_rng(seed), prior["kind"])
     z = draw(*(np.asarray(p) for p in prior["parameters"]), (n, *extra["spec"]["latent_shape"]))
     inputs: dict[str, Any] = {"z": z.astype(np.float32)}

@@ -207,6 +207,7 @@ def test_damaged_bundles_are_not_verified(here: Genkit, mnist_run: Path, tmp_pat
         _refused(here("verify", bundle, check=False), 1, part, "export it again")
         answer = here("verify", bundle, "--json", check=False)
         assert json.loads(answer.stdout)["ok"] is False
+        _refused(here("sample", bundle, "--out", tmp_path / "s.png", check=False), 1, part, "export it again")
         assert tree(bundle) == before
     (good / "manifest.json").write_text("{")
     assert here("verify", good, check=False).returncode in (1, 2)
