@@ -314,7 +314,7 @@ def encode(
         arrays = {name: value.numpy() for name, value in parameters.items()}
         if labels is not None:
             arrays["label"] = labels.numpy()
-        write_atomically(out, functools.partial(np.savez, **arrays))  # type: ignore[arg-type]
+        write_atomically(out, functools.partial(np.savez, **arrays))  # type: ignore[arg-type]  # names of outputs
         _say(f"{out}: " + ", ".join(f"{name} {list(value.shape)}" for name, value in arrays.items()))
         return
     label = "" if labels is None else f", label {int(labels[0])}"
