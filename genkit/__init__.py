@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from genkit.bundle import seal as seal
     from genkit.bundle import stage as stage
     from genkit.bundle import write_cases as write_cases
+    from genkit.distributions import Delta as Delta
     from genkit.errors import DataUnavailable as DataUnavailable
     from genkit.errors import Diverged as Diverged
     from genkit.errors import ExportRefused as ExportRefused
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from genkit.errors import InvalidComponent as InvalidComponent
     from genkit.errors import InvalidOption as InvalidOption
     from genkit.errors import InvalidRun as InvalidRun
+    from genkit.errors import NoDensity as NoDensity
     from genkit.errors import PluginWarning as PluginWarning
     from genkit.errors import UnknownName as UnknownName
     from genkit.errors import VerificationFailed as VerificationFailed
@@ -90,6 +92,7 @@ _HOMES = {
         "stage",
         "write_cases",
     ),
+    "genkit.distributions": ("Delta",),
     "genkit.errors": (
         "DataUnavailable",
         "Diverged",
@@ -99,6 +102,7 @@ _HOMES = {
         "InvalidComponent",
         "InvalidOption",
         "InvalidRun",
+        "NoDensity",
         "PluginWarning",
         "UnknownName",
         "VerificationFailed",

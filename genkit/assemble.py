@@ -70,6 +70,8 @@ def assemble(recipe: Recipe, registry: Registry, data_dir: Path | None = None) -
             parts[kind] = _component(kind, interface, recipe.components[kind], registry, spec)
     loss = parts.pop("loss")
     model = LatentModel(spec, **parts)
+    for component in (*(part for part in parts.values() if part is not None), loss):
+        component.prepare(model, data)
     return Task(
         module=Composition(model, loss),
         turns=lambda: loss.turns(model),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from genkit.errors import InvalidComponent
+from genkit.task import Data
 
 UNIT = (0.0, 1.0)
 """The range of x outside a model, where the model has a value range at all."""
@@ -61,6 +62,12 @@ def length(dataset: Dataset[Any]) -> int:
     if size == 0:
         raise InvalidComponent(f"the dataset {type(dataset).__name__} is empty; it needs one observation or more")
     return size
+
+
+def observe(data: Data, dataset: Dataset[Any], indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
+    """As ``take``, with the data's transform applied. It draws from torch's random state."""
+    x, labels = take(dataset, indices)
+    return x if data.transform is None else data.transform(x), labels
 
 
 def take(dataset: Dataset[Any], indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:

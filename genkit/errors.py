@@ -31,6 +31,10 @@ class InvalidComponent(GenkitError):
     """A plugin's component broke the contract of its interface (a wrong shape, a missing name)."""
 
 
+class NoDensity(GenkitError, NotImplementedError):
+    """A likelihood was asked of a distribution that has none."""
+
+
 class DataUnavailable(GenkitError):
     """A dataset that could not be found, fetched or trusted."""
 

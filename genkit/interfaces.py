@@ -7,7 +7,7 @@ keyword options with defaults and type hints; that signature is its whole config
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from genkit.errors import InvalidComponent
-from genkit.task import Graph, NoGraph, Turn
+from genkit.task import Data, Graph, NoGraph, Turn
 
 if TYPE_CHECKING:
     from genkit.latent import LatentModel
@@ -90,6 +90,13 @@ class Component(nn.Module):
     def __init__(self, spec: Spec | None = None) -> None:
         super().__init__()
 
+    def prepare(self, model: LatentModel, data: Data) -> None:
+        """Called once, when all components and the data exist and before any weights are loaded.
+
+        For what the spec alone cannot tell: a module shared with another component (a codebook, tied weights), a start
+        from statistics of the training set, its size.
+        """
+
     def graphs(self, spec: Spec) -> Sequence[Graph | NoGraph]:
         """Further exportable graphs that this component offers, e.g. a learned prior's noise -> z.
 
@@ -140,6 +147,23 @@ class Prior(Component, ABC):
         ``posterior`` is the model's function x -> q(z|x), for priors that are mixtures of posteriors. It is passed
         in and never stored.
         """
+
+    def noise(self) -> Mapping[str, Distribution]:
+        """What ``transport`` takes: names, and the distribution of one draw of each (batch ``()``).
+
+        A learned prior that has both is exported as the graph ``prior``, from noise to latents. Where p(z) is a
+        factorised normal, Laplace, Gumbel or uniform distribution, that graph is made without them.
+        """
+        return {}
+
+    def transport(
+        self,
+        *noise: Tensor,
+        condition: Tensor | None = None,
+        posterior: Callable[..., Distribution] | None = None,
+    ) -> Tensor:
+        """Noise ``(B, *event)``, in the order of ``noise()`` -> latents ``(B, *latent_shape)`` of p(z)."""
+        raise NotImplementedError(f"{type(self).__name__} gives no map from noise to latents")
 
 
 class Loss(Component, ABC):

@@ -69,6 +69,7 @@ class _Shaped:
         self.event_shape = tuple(data.event_shape)
         self.classes = data.classes
         self.value_range = value_range
+        self.transform = data.transform
 
     def __len__(self) -> int:
         return math.ceil(self.size / self.batch_size)
@@ -81,19 +82,20 @@ class _Shaped:
         return torch.randperm(self.size, generator=generator)
 
     def finish(self, x: Tensor, labels: Tensor | None) -> Batch:
-        """Checks the shape, scales the values and keeps the labels only where the data declares classes."""
+        """Checks the shape, transforms and scales the values, keeps the labels only where the data declares classes."""
         if tuple(x.shape[1:]) != self.event_shape:
             raise InvalidComponent(
                 f"the dataset gave observations of shape {list(x.shape[1:])}, but declares event_shape = "
                 f"{list(self.event_shape)}; make its factory return one shape for both"
             )
+        x = scale(x if self.transform is None else self.transform(x), self.value_range)
         if not self.classes:
-            return Batch(scale(x, self.value_range))
+            return Batch(x)
         if labels is None:
             raise InvalidComponent(
                 f"the dataset declares classes = {self.classes}, but its items have no label; give items (x, label)"
             )
-        return Batch(scale(x, self.value_range), labels.long())
+        return Batch(x, labels.long())
 
 
 class Resident(_Shaped):

@@ -5,16 +5,23 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import PositiveInt
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 import genkit
 from genkit_mnist_vae.sources import DIGESTS, SOURCES, UNDECODABLE, FetchError, Files, md5
 
 
-def mnist(*, data_dir: Path | None = None, limit: PositiveInt | None = None) -> genkit.Data:
+def mnist(
+    *,
+    data_dir: Path | None = None,
+    limit: PositiveInt | None = None,
+    binarization: Literal["none", "static", "dynamic"] = "none",
+) -> genkit.Data:
     """uint8 images of shape (n, 1, 28, 28) and int64 labels of shape (n,), in the original order.
 
     LeCun, Bottou, Bengio & Haffner (1998), "Gradient-based learning applied to document recognition". The files are
@@ -23,6 +30,10 @@ def mnist(*, data_dir: Path | None = None, limit: PositiveInt | None = None) -> 
     Args:
         data_dir: a folder to look in first, and to keep in what is fetched. By default the one in genkit's cache.
         limit: keeps the first so many training images and the first so many test images, for a quick try.
+        binarization: of the pixels, to 0 and 255. ``static``: white from 50 % grey on, always the same. ``dynamic``:
+            white with the probability of the grey value, drawn anew whenever an image is read. Likelihoods of
+            differently binarized images cannot be compared, and neither kind is the fixed sample that Larochelle &
+            Murray (2011) published.
 
     Raises:
         genkit.DataUnavailable: no source gave the files, or one that is there is damaged, or the folder is read-only.
@@ -32,7 +43,18 @@ def mnist(*, data_dir: Path | None = None, limit: PositiveInt | None = None) -> 
         raise genkit.InvalidOption(f"limit = {limit}: keep at least 1 image, or leave it out to keep them all")
     files = _files(data_dir)
     train, test = (_dataset(files, prefix, limit) for prefix in ("train", "t10k"))
-    return genkit.Data(train, test, event_shape=(1, 28, 28), classes=10)
+    transform = {"none": None, "static": threshold, "dynamic": binarize}[binarization]
+    return genkit.Data(train, test, event_shape=(1, 28, 28), classes=10, transform=transform)
+
+
+def threshold(x: Tensor) -> Tensor:
+    """uint8 -> 255 from 128 on, 0 below."""
+    return (x > 127).to(torch.uint8) * 255
+
+
+def binarize(x: Tensor) -> Tensor:
+    """uint8 -> 255 with probability x / 255, otherwise 0."""
+    return (torch.randint_like(x, 255) < x).to(torch.uint8) * 255
 
 
 def _dataset(files: Files, prefix: str, limit: int | None) -> TensorDataset:
