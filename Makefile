@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 train: $(VENV)/installed
 	$(BIN)/genkit train --model mnist_vae $(ARGS)
 
+# A process a core, each with one thread: two that share the cores with two threads each wait for one another.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

@@ -13,12 +13,14 @@ import pluggy
 if TYPE_CHECKING:
     from torch.distributions import Distribution as Distribution
 
+    from genkit.bundle import DRAWN as DRAWN
     from genkit.bundle import Absent as Absent
     from genkit.bundle import Arrays as Arrays
     from genkit.bundle import Bundle as Bundle
     from genkit.bundle import BundledGraph as BundledGraph
     from genkit.bundle import Case as Case
     from genkit.bundle import Check as Check
+    from genkit.bundle import Drawn as Drawn
     from genkit.bundle import Errors as Errors
     from genkit.bundle import Exporter as Exporter
     from genkit.bundle import Manifest as Manifest
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from genkit.bundle import seal as seal
     from genkit.bundle import stage as stage
     from genkit.bundle import write_cases as write_cases
+    from genkit.data import Transformed as Transformed
+    from genkit.data import observations as observations
     from genkit.distributions import Delta as Delta
     from genkit.errors import DataUnavailable as DataUnavailable
     from genkit.errors import Diverged as Diverged
@@ -76,12 +80,14 @@ hookimpl = pluggy.HookimplMarker("genkit")
 
 _HOMES = {
     "genkit.bundle": (
+        "DRAWN",
         "Absent",
         "Arrays",
         "Bundle",
         "BundledGraph",
         "Case",
         "Check",
+        "Drawn",
         "Errors",
         "Exporter",
         "Manifest",
@@ -92,6 +98,7 @@ _HOMES = {
         "stage",
         "write_cases",
     ),
+    "genkit.data": ("Transformed", "observations"),
     "genkit.distributions": ("Delta",),
     "genkit.errors": (
         "DataUnavailable",

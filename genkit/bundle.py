@@ -7,6 +7,7 @@ BUNDLE/
   test_data/<graph>/test_data_set_<i>/
     input_<j>.pb, output_<j>.pb  golden vectors in ONNX's own layout: PyTorch's float32
     reference_<j>.pb             the same outputs by the same module in float64
+    ties_<j>.pb                  whole numbers once more, the other one where rounding decides between two
   README.md                      how to load and run it
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
 import numpy as np
 from annotated_types import Len
@@ -95,16 +96,47 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+DrawnKind = Literal["normal", "laplace", "gumbel", "uniform", "integers"]
+DRAWN = get_args(DrawnKind)
+"""The methods of ``numpy.random.Generator`` that a manifest may name."""
+
+
+class Drawn(_Record):
+    """How numpy draws an input: ``getattr(numpy.random.default_rng(), kind)(*parameters, shape)``.
+
+    A parameter is one number, or nested lists of the input's shape.
+    """
+
+    kind: DrawnKind
+    parameters: tuple[Any, ...]
+
+
 class Value(_Record):
     """One named input or output of a graph, e.g. ``z``, ``float32``, ``("batch", 20)``.
 
-    ``range`` bounds the values: ``(low, high)``, or None where nothing does.
+    ``range`` bounds the values: ``(low, high)``, or None where nothing does. ``distribution`` says how an input is
+    drawn, where numpy can draw it.
     """
 
     name: str
     dtype: str
     shape: tuple[Literal["batch"] | PositiveInt, ...]
     range: tuple[float, float] | None = None
+    distribution: Drawn | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the values are whole numbers, which are right or wrong, and not more or less so."""
+        return not self.dtype.startswith("float")
+
+    def draw(self, random: np.random.Generator, rows: int) -> NDArray[Any]:
+        """``(rows, *shape)`` of the distribution, which there has to be."""
+        assert self.distribution is not None
+        shape = (rows, *self.shape[1:])
+        array: NDArray[Any] = getattr(random, self.distribution.kind)(
+            *map(np.asarray, self.distribution.parameters), shape
+        )
+        return array.astype(self.dtype)
 
 
 class Errors(_Record):
@@ -188,11 +220,14 @@ class Case:
         inputs: by name, each ``(rows, *shape)``.
         outputs: what PyTorch gives in float32.
         references: what the same module gives in float64.
+        ties: for outputs that are whole numbers, what else may be there: where rounding decides between two numbers,
+            the other one, and elsewhere the reference again.
     """
 
     inputs: Arrays
     outputs: Arrays
     references: Arrays
+    ties: Arrays = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -284,11 +319,13 @@ class Bundle:
         return [self._case(graph, i, rows) for i, rows in enumerate(graph.batches)]
 
     def _case(self, graph: BundledGraph, index: int, rows: int) -> Case:
-        def read(kind: str, values: Sequence[Value], *, wide: bool = False) -> Arrays:
+        def read(kind: str, values: Sequence[Value]) -> Arrays:
             found = {}
             for j, value in enumerate(values):
+                if kind == "ties" and not value.whole:
+                    continue
                 name = _golden(graph.name, index, kind, j)
-                dtype = "float64" if wide and value.dtype == "float32" else value.dtype
+                dtype = "float64" if kind == "reference" and value.dtype == "float32" else value.dtype
                 shape = (rows, *value.shape[1:])
                 array = _read_tensor(self.file(name), name, value.name)
                 if (str(array.dtype), array.shape) != (dtype, shape):
@@ -298,9 +335,8 @@ class Bundle:
                 found[value.name] = array
             return found
 
-        return Case(
-            read("input", graph.inputs), read("output", graph.outputs), read("reference", graph.outputs, wide=True)
-        )
+        outputs = graph.outputs
+        return Case(read("input", graph.inputs), *(read(kind, outputs) for kind in ("output", "reference", "ties")))
 
 
 # Writing one
@@ -340,8 +376,9 @@ def write_cases(directory: Path, graph: BundledGraph, cases: Sequence[Case]) -> 
 
     for i, case in enumerate(cases):
         parts = ("input", graph.inputs, case.inputs), ("output", graph.outputs, case.outputs)
-        for kind, values, arrays in (*parts, ("reference", graph.outputs, case.references)):
-            for j, value in enumerate(values):
+        private = ("reference", graph.outputs, case.references), ("ties", graph.outputs, case.ties)
+        for kind, values, arrays in (*parts, *private):
+            for j, value in ((j, value) for j, value in enumerate(values) if value.name in arrays):
                 path = directory / _golden(graph.name, i, kind, j)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 tensor = numpy_helper.from_array(arrays[value.name], value.name)
@@ -357,7 +394,7 @@ def seal(directory: Path, manifest: Manifest) -> None:
 
 
 def _golden(graph: str, index: int, kind: str, position: int) -> str:
-    # ONNX's test tools glob input_*.pb and output_*.pb, which a reference must not match.
+    # ONNX's test tools glob input_*.pb and output_*.pb, which references and ties must not match.
     return f"test_data/{graph}/test_data_set_{index}/{kind}_{position}.pb"
 
 

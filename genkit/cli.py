@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import io
@@ -296,6 +297,7 @@ def encode(
     from genkit import inference, session
     from genkit.data import length, take
     from genkit.files import write_atomically
+    from genkit.random import seeded
 
     if split not in ("train", "test"):
         raise InvalidOption(f"--split {split}: it is train or test")
@@ -308,7 +310,8 @@ def encode(
     size = length(dataset)
     if index >= size:
         raise InvalidOption(f"--index {index}: the {split} set has {size} observations; it goes up to {size - 1}")
-    x, labels = take(dataset, range(size) if all_ else [index])
+    with seeded(0):
+        x, labels = take(dataset, range(size) if all_ else [index])
     parameters = inference.encode(loaded.model, x, labels)
     if out:
         arrays = {name: value.numpy() for name, value in parameters.items()}
@@ -322,7 +325,7 @@ def encode(
     for name, value in parameters.items():
         _say(name)
         for row in value.flatten().split(10):
-            _say(" ".join(f"{v:8.4f}" for v in row.tolist()))
+            _say(" ".join(f"{v:8.4f}" if row.is_floating_point() else f"{v:8d}" for v in row.tolist()))
 
 
 @command
@@ -335,23 +338,28 @@ def evaluate(
     data_dir: DataDir = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Measure the test-set terms and the importance-weighted log-likelihood."""
+    """Measure the test set: the loss and its terms, the likelihood, the reconstructions, the active units."""
     from genkit import session
 
     loaded = session.load(run, _plugins().registry, checkpoint, device, data_dir)
     result = session.evaluate(loaded, samples=samples, seed=seed)
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(result, indent=2, allow_nan=False))
         return
-    rows = [[f"test {name}", f"{value:.4f}"] for name, value in result["terms"].items()]
-    likelihood = result["log_likelihood"]
-    if likelihood["value"] is not None:
-        rows.append(
-            [f"log p(x), nats, K = {samples}", f"{likelihood['value']:.4f} ± {likelihood['standard_error'] or 0:.4f}"]
-        )
-    else:
-        rows.append(["log p(x)", likelihood["reason"]])
-    _table(["", f"{result['observations']} observations, {result['epoch']} epochs"], rows)
+    terms = result["terms"].items()
+    rows = [[f"test {name}", "not finite" if value is None else f"{value:.4f}"] for name, value in terms]
+    likelihood, error, units = (result[key] for key in ("log_likelihood", "reconstruction_error", "active_units"))
+    for label, measured in ((f"log p(x), nats, K = {samples}", likelihood), ("reconstruction error", error)):
+        spread = f" ± {measured['standard_error']:.4f}" if measured.get("standard_error") is not None else ""
+        rows.append([label, _measured(measured, "{value:.4f}") + spread])
+    rows.append(["active units", _measured(units, "{value} of {of}")])
+    data = ", ".join(f"{key} {value}" for key, value in result["dataset"].items() if key != "use" and value is not None)
+    rows.append(["data", f"{result['observations']} of {result['dataset']['use']}" + (f" ({data})" if data else "")])
+    _table([result["model"], f"after {result['epoch']} epochs"], rows)
+
+
+def _measured(result: dict[str, Any], template: str) -> str:
+    return template.format(**result) if result["value"] is not None else str(result["reason"])
 
 
 @command
@@ -367,6 +375,7 @@ def export(
 ) -> None:
     """Write a bundle of graphs that are proven to match, or nothing."""
     from genkit import session
+    from genkit.bundle import Bundle
 
     if precision not in ("fp32", "fp16", "int8"):
         raise InvalidOption(f"--precision {precision}: it is one of fp32, fp16, int8")
@@ -378,7 +387,10 @@ def export(
     report = session.export(loaded, plugins, target, format_=format_, opset=opset, seed=seed)
     _print_report(report)
     _say(f"Exported {target}")
-    _say(f"Next:\n  genkit verify {target}\n  genkit sample {target}")
+    _say(f"Next:\n  genkit verify {target}")
+    with contextlib.suppress(GenkitError):  # a prior that only the run can draw from
+        session.sampling_chain(Bundle.open(target))
+        _say(f"  genkit sample {target}")
 
 
 @command

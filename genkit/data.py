@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,36 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from genkit.errors import InvalidComponent
+from genkit.interfaces import Spec
 from genkit.task import Data
 
 UNIT = (0.0, 1.0)
 """The range of x outside a model, where the model has a value range at all."""
+
+
+class Transformed(Dataset[Any]):
+    """A dataset whose observations are changed whenever they are read, many at a time.
+
+    A training or test set of this class is as fast as the one inside: what is resident on a device stays there, and is
+    transformed there, before it is scaled. What ``transform`` draws comes from torch's random state. So a training set
+    is drawn anew in every epoch, while everything is measured on one and the same draw of the test set.
+
+    Args:
+        dataset: with items ``(x,)``, ``(x, label)`` or ``x``.
+        transform: ``(B, *event_shape)`` -> the same shape, on any device.
+    """
+
+    def __init__(self, dataset: Dataset[Any], transform: Callable[[Tensor], Tensor]) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return length(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        item = self.dataset[index]
+        x, *labels = [item] if isinstance(item, Tensor) else item
+        return (self.transform(x.unsqueeze(0))[0], *labels)
 
 
 def scale(x: Tensor, value_range: tuple[float, float] | None) -> Tensor:
@@ -64,14 +90,22 @@ def length(dataset: Dataset[Any]) -> int:
     return size
 
 
-def observe(data: Data, dataset: Dataset[Any], indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
-    """As ``take``, with the data's transform applied. It draws from torch's random state."""
-    x, labels = take(dataset, indices)
-    return x if data.transform is None else data.transform(x), labels
+def observations(spec: Spec, data: Data, limit: int) -> Tensor:
+    """Up to ``limit`` training observations ``(n, *event_shape)``, spread over the whole set, as models see them.
+
+    For a component that starts from statistics of its data (see ``Component.prepare``).
+    """
+    size = length(data.train)
+    n = min(limit, size)
+    x, _ = take(data.train, [i * size // n for i in range(n)])
+    return scale(x, spec.value_range)
 
 
 def take(dataset: Dataset[Any], indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
     """The observations at ``indices``, unscaled, and their labels, if any; on the CPU."""
+    if isinstance(dataset, Transformed):
+        x, labels = take(dataset.dataset, indices)
+        return dataset.transform(x), labels
     if type(dataset) is TensorDataset:
         return split(dataset[torch.as_tensor(indices)])
     return split(default_collate([dataset[int(i)] for i in indices]))

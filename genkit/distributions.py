@@ -75,5 +75,6 @@ class Delta(Distribution):
         """
         if self.log_density is None:
             raise NoDensity("a point mass over continuous values has no density")
-        same = (value == self.value).flatten(value.dim() - len(self.event_shape)).all(-1)
+        same = value == self.value  # with the larger batch of the two
+        same = same.flatten(same.dim() - len(self.event_shape)).all(-1)
         return torch.where(same, self.log_density, -torch.inf)

@@ -66,7 +66,7 @@ class VerificationFailed(GenkitError):
 
 
 class PluginWarning(UserWarning):
-    """A plugin that could not be used; everything else goes on working."""
+    """A plugin, or something that one was given, that could not be used; everything else goes on working."""
 
 
 def unknown(kind: str, value: str, choices: Iterable[str], label: str = "Installed") -> UnknownName:

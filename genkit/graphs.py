@@ -1,4 +1,4 @@
-"""What a latent-variable model offers to exporters: its encoder and decoder, with the scaling of values inside."""
+"""What a latent-variable model offers to exporters: encoder, decoder and learned prior, with the scaling inside."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.distributions import Gumbel, Independent, Laplace, Normal, Uniform
+from torch.distributions import Distribution, Gumbel, Independent, Laplace, Normal, Uniform
 
 from genkit.data import UNIT, from_unit, length, scale, take, to_unit
+from genkit.errors import GenkitError
 from genkit.inference import asking, device_of
-from genkit.interfaces import Decoder, Encoder
+from genkit.interfaces import Decoder, Encoder, unvalidated
 from genkit.latent import LatentModel, draw
+from genkit.random import seeded
 from genkit.task import Data, Graph, Input, NoGraph
 
 _DRAWN_BY_NUMPY: Mapping[type, tuple[str, tuple[str, str]]] = {
@@ -50,8 +52,35 @@ class DecoderGraph(nn.Module):
         return mean, *(p for p, name in zip(params, self.decoder.outputs, strict=True) if name != "x")
 
 
+class PriorGraph(nn.Module):
+    """Noise, and a label if there is one -> z, by the prior's own map."""
+
+    def __init__(self, model: LatentModel) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = len(model.prior.noise())
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        noise, condition = values[: self.inputs], next(iter(values[self.inputs :]), None)
+        return (self.model.prior.transport(*noise, condition=condition, posterior=self.model.proposal),)
+
+
+class LocationScaleGraph(nn.Module):
+    """Noise of the standard distribution, and a label if there is one -> z of a factorised prior of the same kind."""
+
+    def __init__(self, model: LatentModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, noise: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        base = _base(self.model.prior_given(condition))
+        if isinstance(base, Uniform):
+            return (base.low + (base.high - base.low) * noise,)
+        return (base.loc + base.scale * noise,)
+
+
 def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
-    """The encoder, the decoder, and whatever else the components offer under other names or in their place.
+    """The encoder, the decoder, a learned prior, and whatever the components offer under other names or in their place.
 
     A graph has the input ``condition`` where its outputs depend on the label.
     """
@@ -59,44 +88,91 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
     unit = {} if bounds is None else {"x": UNIT}
 
     def observations(n: int, generator: Generator) -> Tensor:
-        x, _ = take(data.test, torch.randint(length(data.test), (n,), generator=generator))
+        indices = torch.randint(length(data.test), (n,), generator=generator)
+        with asking(model, _seed(generator)):
+            x, _ = take(data.test, indices)
         return to_unit(scale(x, bounds), bounds)
 
     def latents(n: int, generator: Generator) -> Tensor:
-        with asking(model, int(torch.randint(2**62, (), generator=generator))):
+        with asking(model, _seed(generator)):
             labels = torch.randint(spec.classes, (n,)) if spec.classes else None
             return draw(model.prior_given(labels), 1, n)[0]
 
-    def graph(name: str, module: nn.Module, source: str, value: Input, outputs: tuple[str, ...]) -> Graph:
-        inputs = {source: value}
-        if spec.classes and _uses_label(module, value, spec.classes):
-            inputs["condition"] = Input((), torch.int64, lambda n, g: torch.randint(spec.classes, (n,), generator=g))
-        return Graph(name, module, inputs, outputs, unit)
+    def graph(name: str, module: nn.Module, inputs: dict[str, Input], outputs: tuple[str, ...]) -> Graph:
+        if spec.classes and _uses_label(module, inputs, spec.classes):
+            drawn = {"kind": "integers", "parameters": [0, spec.classes]}
+            labels = Input((), torch.int64, lambda n, g: torch.randint(spec.classes, (n,), generator=g), drawn)
+            inputs = {**inputs, "condition": labels}
+        return Graph(name, module, inputs, outputs, {**unit, **_ranges(inputs)})
 
     offered: dict[str, Graph | NoGraph] = {}
     if model.encoder is None:
         offered["encoder"] = NoGraph("encoder", "the model has no encoder")
     else:
         x = Input(spec.event_shape, torch.float32, observations)
-        offered["encoder"] = graph("encoder", EncoderGraph(model.encoder, bounds), "x", x, model.encoder.outputs)
-    z = Input(spec.latent_shape, latents(1, torch.Generator()).dtype, latents)
+        offered["encoder"] = graph("encoder", EncoderGraph(model.encoder, bounds), {"x": x}, model.encoder.outputs)
+    described = describe_prior(model)
+    z = Input(spec.latent_shape, latents(1, torch.Generator()).dtype, latents, described)
     outputs = ("x", *(name for name in model.decoder.outputs if name != "x"))
-    offered["decoder"] = graph("decoder", DecoderGraph(model.decoder, bounds), "z", z, outputs)
+    offered["decoder"] = graph("decoder", DecoderGraph(model.decoder, bounds), {"z": z}, outputs)
+    if model.prior.noise():
+        noise = {name: _noise(distribution) for name, distribution in model.prior.noise().items()}
+        module = PriorGraph(model)
+        try:
+            with asking(model, 0):
+                labels = [torch.zeros(1, dtype=torch.int64)] if spec.classes else []
+                module(*(value.draw(1, torch.Generator()) for value in noise.values()), *labels)
+        except (GenkitError, NotImplementedError) as error:  # whether it can depends on the other components, too
+            offered["prior"] = NoGraph("prior", str(error))
+        else:
+            offered["prior"] = graph("prior", module, noise, ("z",))
+    elif described is None or any(True for _ in model.prior.parameters()):
+        with asking(model, 0):
+            base = _base(_any_prior(model))
+        if type(base) in _DRAWN_BY_NUMPY:
+            standard = type(base)(torch.zeros(spec.latent_shape), torch.ones(spec.latent_shape))
+            offered["prior"] = graph("prior", LocationScaleGraph(model), {"noise": _noise(standard)}, ("z",))
+        else:
+            offered["prior"] = NoGraph("prior", f"{type(model.prior).__name__} gives no map from noise to latents")
     for component in (model.encoder, model.decoder, model.prior):
         if component is not None:
             offered.update({g.name: g for g in component.graphs(spec)})
     return list(offered.values())
 
 
-def _uses_label(module: nn.Module, value: Input, classes: int) -> bool:
+def _noise(distribution: Distribution) -> Input:
+    """What a prior is made from, as an input of its graph."""
+
+    def draw(n: int, generator: Generator) -> Tensor:
+        with seeded(_seed(generator)), unvalidated():
+            return distribution.sample((n,)).cpu()
+
+    example = draw(1, torch.Generator())
+    return Input(tuple(example.shape[1:]), example.dtype, draw, _described(distribution))
+
+
+def _ranges(inputs: Mapping[str, Input]) -> dict[str, tuple[float, float]]:
+    """Of the inputs that are drawn uniformly, all elements alike."""
+    drawn = {name: value.distribution for name, value in inputs.items() if value.distribution}
+    uniform = {name: tuple(d["parameters"]) for name, d in drawn.items() if d["kind"] == "uniform"}
+    return {name: bounds for name, bounds in uniform.items() if all(isinstance(bound, float) for bound in bounds)}
+
+
+def _seed(generator: Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+def _uses_label(module: nn.Module, inputs: Mapping[str, Input], classes: int) -> bool:
     """Whether the outputs change when nothing but the labels does, or need labels at all."""
-    rows, labels = value.draw(classes, torch.Generator().manual_seed(0)), torch.arange(classes)
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(classes)
+    rows = [value.draw(classes, generator) for value in inputs.values()]
     with asking(module, 0):
         try:
-            module(rows)
-        except Exception:  # it cannot do without
+            module(*rows)
+        except Exception:  # it cannot do without, or it cannot do at all
+            module(*rows, labels)
             return True
-        pairs = zip(module(rows, labels), module(rows, labels.roll(1)), strict=True)
+        pairs = zip(module(*rows, labels), module(*rows, labels.roll(1)), strict=True)
         return any(not torch.equal(one, other) for one, other in pairs)
 
 
@@ -106,10 +182,23 @@ def describe_prior(model: LatentModel) -> dict[str, Any] | None:
     The parameters have the latent's shape, or are one number for all of it. None for any other prior.
     """
     with asking(model, 0):
-        labels = torch.zeros(1, dtype=torch.int64, device=device_of(model)) if model.spec.classes else None
-        prior = model.prior_given(labels)
-    base = prior.base_dist if isinstance(prior, Independent) else prior
-    if prior.batch_shape or type(base) not in _DRAWN_BY_NUMPY:
+        prior = _any_prior(model)
+    return None if prior.batch_shape else _described(prior)
+
+
+def _any_prior(model: LatentModel) -> Distribution:
+    """p(z), of some label where it takes one."""
+    labels = torch.zeros(1, dtype=torch.int64, device=device_of(model)) if model.spec.classes else None
+    return model.prior_given(labels)
+
+
+def _base(distribution: Distribution) -> Any:
+    return distribution.base_dist if isinstance(distribution, Independent) else distribution
+
+
+def _described(distribution: Distribution) -> dict[str, Any] | None:
+    base = _base(distribution)
+    if type(base) not in _DRAWN_BY_NUMPY:
         return None
     kind, names = _DRAWN_BY_NUMPY[type(base)]
     values = [getattr(base, name).detach().cpu() for name in names]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from genkit.data import scale, to_unit
+from genkit.distributions import Delta
 from genkit.errors import InvalidOption
 from genkit.interfaces import Batch, named, unvalidated
 from genkit.latent import LatentModel, draw
@@ -17,6 +18,12 @@ from genkit.random import seeded
 
 _CHUNK = 1000
 """Decoder evaluations at a time, which bounds the memory of large requests."""
+
+_CACHED = 2**21
+"""Numbers in one tensor of observations that a CPU still works on quickly."""
+
+ACTIVE = 0.01
+"""The variance over the data, of a latent's posterior mean, from which on it counts as active."""
 
 
 @contextmanager
@@ -54,13 +61,15 @@ def sample(model: LatentModel, n: int, *, seed: int = 0, condition: int | None =
         ``(n, *event_shape)`` in [0, 1], or unscaled where the model has no value range; on the CPU.
 
     Raises:
-        InvalidOption: for a label that the data does not have.
+        InvalidOption: for a label that the data does not have, or that the model does not look at.
     """
     classes = model.spec.classes
     if condition is not None and not 0 <= condition < classes:
         limit = f"the labels go from 0 to {classes - 1}" if classes else "this model has no labels"
         raise InvalidOption(f"condition = {condition}: {limit}")
     device = device_of(model)
+    if condition is not None and classes > 1 and not _takes_labels(model, seed):
+        raise InvalidOption(f"condition = {condition}: this model takes no label; leave it out")
     labels = None
     if classes:
         labels = torch.arange(n) % classes if condition is None else torch.full((n,), condition)
@@ -72,6 +81,16 @@ def sample(model: LatentModel, n: int, *, seed: int = 0, condition: int | None =
             z = draw(model.prior_given(label), 1, size)
             pieces.append(to_unit(model.likelihood(z, label).mean[0], model.spec.value_range).cpu())
     return torch.cat(pieces)
+
+
+def _takes_labels(model: LatentModel, seed: int) -> bool:
+    """Whether one draw comes out otherwise for another label."""
+    draws = []
+    for label in torch.arange(2, device=device_of(model)).split(1):
+        with asking(model, seed):
+            z = draw(model.prior_given(label), 1, 1)
+            draws.append((z, model.likelihood(z, label).mean))
+    return any(not torch.equal(one, other) for one, other in zip(*draws, strict=True))
 
 
 def to_batch(model: LatentModel, x: Tensor, labels: Tensor | None) -> Batch:
@@ -119,7 +138,7 @@ def log_likelihood(model: LatentModel, batch: Batch, samples: int) -> Tensor:
     A lower bound in expectation, tight as K grows (Burda et al. 2016, arXiv:1509.00519).
 
     Args:
-        samples: K. They are taken a few at a time.
+        samples: K. They are taken as many at a time as the memory holds.
 
     Raises:
         NotImplementedError: by a distribution that has no density.
@@ -127,10 +146,62 @@ def log_likelihood(model: LatentModel, batch: Batch, samples: int) -> Tensor:
     x, condition = batch
     posterior = model.posterior(x, condition)
     prior = model.prior_given(condition)
-    weights = []
-    at_once = max(1, _CHUNK // len(x))
-    for start in range(0, samples, at_once):
-        z = posterior.sample((min(at_once, samples - start),))
-        likelihood = model.likelihood(z, condition)
-        weights.append(likelihood.log_prob(x) + prior.log_prob(z) - posterior.log_prob(z))
-    return torch.cat(weights).logsumexp(0) - math.log(samples)
+    if isinstance(posterior, Delta):
+        samples = 1  # they are all the same
+    total = torch.full((len(x),), -torch.inf, device=x.device)
+    at_once = max(1, _numbers_at_once(x.device) // x.numel())
+    done = 0
+    while done < samples:
+        now = min(at_once, samples - done)
+        try:
+            z = posterior.sample((now,))
+            likelihood = model.likelihood(z, condition)
+            weights = likelihood.log_prob(x) + prior.log_prob(z) - posterior.log_prob(z)
+        except torch.OutOfMemoryError:
+            if now == 1:
+                raise
+            at_once = (now + 1) // 2
+            continue
+        total = torch.logaddexp(total, weights.logsumexp(0))
+        done += now
+    return total - math.log(samples)
+
+
+def posterior_means(model: LatentModel, batch: Batch, samples: int) -> tuple[Tensor, Tensor]:
+    """Two estimates of the posterior's mean, ``(B, D)`` each, D the latent's elements, with independent errors.
+
+    Where the distribution knows its mean they are the same and exact; otherwise each is the mean of ``samples`` draws.
+    """
+    posterior = model.posterior(*batch)
+    try:
+        mean = posterior.mean.flatten(1)
+    except NotImplementedError:
+        one, other = (posterior.sample((samples,)).mean(0).flatten(1) for _ in range(2))
+        return one, other
+    return mean, mean
+
+
+def variance_of_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """For each latent element, the variance over the data of the posterior's mean (Burda et al. 2016, section 5.2).
+
+    The covariance of the two estimates of ``posterior_means``, so that the noise of sampled means adds nothing to it.
+    """
+    one, other = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
+    return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / max(1, len(one) - 1)
+
+
+def squared_errors(model: LatentModel, batch: Batch) -> Tensor:
+    """``(B,)``: the squared error, summed over the elements, of the mean of p(x|z) for a sample z of q(z|x).
+
+    It is measured outside of the model's value range, in [0, 1], where the model has one.
+    """
+    bounds = model.spec.value_range
+    return (to_unit(model(batch).likelihood.mean[0], bounds) - to_unit(batch.x, bounds)).square().flatten(1).sum(1)
+
+
+def _numbers_at_once(device: torch.device) -> int:
+    """How many numbers one tensor may have: a small part of the memory, because there are several, and weights."""
+    if device.type != "cuda":
+        return _CACHED
+    # of all of it, not of what is free now, on which the random numbers would then depend
+    return torch.cuda.get_device_properties(device).total_memory // 256

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -28,8 +30,13 @@ class LatentModel(nn.Module):
 
     def prior_given(self, condition: Tensor | None = None) -> Distribution:
         """p(z), or p(z|condition)."""
-        distribution: Distribution = self.prior(condition, None if self.encoder is None else self.posterior)
+        distribution: Distribution = self.prior(condition, self.proposal)
         return distribution
+
+    @property
+    def proposal(self) -> Callable[..., Distribution] | None:
+        """What a prior gets as its ``posterior``: the function x -> q(z|x), where there is an encoder."""
+        return None if self.encoder is None else self.posterior
 
     def posterior(self, x: Tensor, condition: Tensor | None = None) -> Distribution:
         """q(z|x) for ``x`` ``(B, *event_shape)``."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from genkit.data import length, scale, take, to_unit
 from genkit.inference import reconstruct, sample
 from genkit.latent import LatentModel
+from genkit.random import seeded
 from genkit.task import Data
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def samples(model: LatentModel, n: int, *, seed: int = 0, condition: int | None 
 
 def reconstructions(model: LatentModel, data: Data, n: int, *, seed: int = 0) -> Image:
     """The first ``n`` test observations, over their reconstructions."""
-    x, labels = take(data.test, range(min(n, length(data.test))))
+    with seeded(seed):
+        x, labels = take(data.test, range(min(n, length(data.test))))
     originals = to_unit(scale(x, model.spec.value_range), model.spec.value_range)
     return draw_rows([originals, reconstruct(model, x, labels, seed=seed)])
 

@@ -7,11 +7,11 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 from genkit.assemble import Composition, assemble, resolve
 from genkit.errors import GenkitError, InvalidOption, InvalidRun, VerificationFailed
 from genkit.graphs import describe_prior
-from genkit.inference import asking, log_likelihood
+from genkit.inference import ACTIVE, asking, log_likelihood, posterior_means, squared_errors, variance_of_means
+from genkit.interfaces import Batch
 from genkit.latent import LatentModel
 from genkit.plugins import Plugins
 from genkit.random import seeded
@@ -28,13 +29,19 @@ from genkit.recipe import Recipe
 from genkit.registry import Registry
 from genkit.run import Checkpoint, Run, read_recipe
 from genkit.task import Task
-from genkit.training.batches import batches_of
+from genkit.training.batches import batches_of, for_measurement
 from genkit.training.device import arithmetic, choose_device, describe_device
 from genkit.training.loop import Trainer, measure
 from genkit.training.step import checked_turns
 
 if TYPE_CHECKING:
-    from genkit.bundle import Report
+    from genkit.bundle import Bundle, BundledGraph, Report
+
+
+T = TypeVar("T")
+
+_SAMPLES_OF_A_MEAN = 32
+"""Of a posterior whose mean has no formula."""
 
 
 @dataclass(frozen=True)
@@ -143,39 +150,81 @@ def load(path: Path, registry: Registry, checkpoint: str, device: str, data_dir:
 
 
 def evaluate(loaded: Loaded, *, samples: int, seed: int) -> dict[str, Any]:
-    """The test-set terms, and the importance-weighted log-likelihood or the reason why there is none."""
+    """What can be measured on the test set; for what cannot, ``value`` is None and ``reason`` says why.
+
+    The loss and its terms; the importance-weighted log-likelihood with ``samples`` samples; the reconstruction error;
+    the number of active units (Burda et al. 2016).
+    """
     task, options = loaded.task, loaded.recipe.training
     batches = batches_of(
         task.data, task.data.test, options.batch_size, task.value_range, None, loaded.device, options.workers
     )
     with arithmetic(options.precision if loaded.device.type == "cuda" else "fp32"):
         terms = measure(task, checked_turns(task.turns()), batches, loaded.device, seed)
-    likelihood: dict[str, Any] = {"value": None, "standard_error": None, "samples": samples, "units": "nats"}
-    if loaded.model.encoder is None:
-        likelihood["reason"] = "no density: the model has no encoder to propose latents"
-    elif not samples:
-        likelihood["reason"] = "not asked for"
-    else:
-        try:
-            with asking(loaded.model, seed):
-                values = torch.cat(
-                    [log_likelihood(loaded.model, batches.load(portion), samples).cpu() for portion in batches.epoch(0)]
-                )
-        except NotImplementedError as error:
-            likelihood["reason"] = f"no density: {error or 'a distribution of the model has no log_prob'}"
-        else:
-            likelihood["value"] = values.double().mean().item()
-            if len(values) > 1:
-                likelihood["standard_error"] = values.double().std().item() / math.sqrt(len(values))
+
+    def over_the_test_set(measure_batch: Callable[[Batch], T]) -> list[T]:
+        with asking(loaded.model, seed):
+            return [measure_batch(batch) for batch in for_measurement(batches, seed)]
+
     position = loaded.checkpoint.position
     return {
         "model": loaded.recipe.name,
+        "dataset": loaded.recipe.dataset.to_mapping(),
         "epoch": position.epoch,
         "step": position.step,
         "observations": batches.size,
-        "terms": dict(terms),
-        "log_likelihood": likelihood,
+        "terms": {name: value if math.isfinite(value) else None for name, value in terms.items()},
+        "log_likelihood": {
+            **_likelihood(loaded.model, samples, over_the_test_set),
+            "samples": samples,
+            "units": "nats",
+        },
+        "reconstruction_error": _reconstruction_error(loaded.model, over_the_test_set),
+        "active_units": {**_active_units(loaded.model, over_the_test_set), "threshold": ACTIVE},
     }
+
+
+def _likelihood(model: LatentModel, samples: int, over_the_test_set: Callable[..., list[Tensor]]) -> dict[str, Any]:
+    if model.encoder is None:
+        return _missing("no density: the model has no encoder to propose latents")
+    if not samples:
+        return _missing("not asked for")
+    try:
+        return _mean(over_the_test_set(lambda batch: log_likelihood(model, batch, samples).cpu()))
+    except NotImplementedError as error:
+        if str(error).startswith("Could not run"):  # an operator that torch lacks on this device
+            raise
+        return _missing(f"no density: {error or 'a distribution of the model has no log_prob'}")
+
+
+def _reconstruction_error(model: LatentModel, over_the_test_set: Callable[..., list[Tensor]]) -> dict[str, Any]:
+    if model.encoder is None:
+        return _missing("the model has no encoder, so it reconstructs nothing")
+    units = "squared error of an observation" + ("" if model.spec.value_range is None else ", values in [0, 1]")
+    return {**_mean(over_the_test_set(lambda batch: squared_errors(model, batch).cpu())), "units": units}
+
+
+def _active_units(model: LatentModel, over_the_test_set: Callable[..., list[Any]]) -> dict[str, Any]:
+    if model.encoder is None:
+        return _missing("the model has no encoder")
+    pairs = over_the_test_set(lambda batch: tuple(m.cpu() for m in posterior_means(model, batch, _SAMPLES_OF_A_MEAN)))
+    if not pairs[0][0].is_floating_point():
+        return _missing("the latents are codes, which have no variance")
+    variances = variance_of_means(pairs)
+    return {"value": int((variances > ACTIVE).sum()), "of": len(variances)}
+
+
+def _mean(values: Sequence[Tensor]) -> dict[str, Any]:
+    """The mean over the observations, and its standard error."""
+    pooled = torch.cat(list(values)).double()
+    mean = pooled.mean().item()
+    if not math.isfinite(mean):
+        return _missing(f"{mean} for {int((~pooled.isfinite()).sum())} of {len(pooled)} observations")
+    return {"value": mean, "standard_error": pooled.std().item() / math.sqrt(len(pooled)) if len(pooled) > 1 else None}
+
+
+def _missing(reason: str) -> dict[str, Any]:
+    return {"value": None, "reason": reason}
 
 
 def export(loaded: Loaded, plugins: Plugins, target: Path, *, format_: str, opset: int, seed: int) -> Report:
@@ -185,7 +234,7 @@ def export(loaded: Loaded, plugins: Plugins, target: Path, *, format_: str, opse
     spec, position = loaded.model.spec, loaded.checkpoint.position
     with seeded(seed):
         about = {
-            "recipe": loaded.recipe.to_mapping(),
+            "recipe": _without_places(loaded.recipe.to_mapping()),
             "spec": {
                 "event_shape": list(spec.event_shape),
                 "latent_shape": list(spec.latent_shape),
@@ -215,25 +264,42 @@ def sample_bundle(path: Path, registry: Registry, n: int, *, seed: int, conditio
     problems = [check.detail for check in bundle.check_files() if not check.ok]
     if problems:
         raise VerificationFailed(f"{path} is not what was exported: {problems[0]}; export it again")
-    extra = bundle.manifest.model_dump()
-    classes = extra["spec"]["classes"]
-    prior = extra["prior"]["distribution"]
-    if prior is None:
-        raise GenkitError(f"{path}: its prior {extra['prior']['use']!r} cannot be drawn by numpy; sample from the run")
-    graph = next((g for g in bundle.manifest.graphs if g.name == "decoder"), None)
-    if graph is None:
-        raise GenkitError(f"{path}: the bundle has no decoder, so there is nothing to sample")
-    conditional = any(tensor.name == "condition" for tensor in graph.inputs)
-    if condition is not None and not (conditional and condition < classes):
-        limit = f"the labels go from 0 to {classes - 1}" if conditional else "this decoder takes no label"
+    chain = sampling_chain(bundle)
+    labels = [value for graph in chain for value in graph.inputs if value.name == "condition" and value.distribution]
+    classes = labels[0].distribution.parameters[1] if labels and labels[0].distribution else 0
+    if condition is not None and not 0 <= condition < classes:
+        limit = f"the labels go from 0 to {classes - 1}" if classes else "this decoder takes no label"
         raise InvalidOption(f"condition = {condition}: {limit}")
-    run = registry.get("runtime", "onnxruntime").load()().load(bundle.file(graph.file))
-    draw = getattr(np.random.default_rng(seed), prior["kind"])
-    z = draw(*(np.asarray(p) for p in prior["parameters"]), (n, *extra["spec"]["latent_shape"]))
-    inputs: dict[str, Any] = {"z": z.astype(np.float32)}
-    if conditional:
-        inputs["condition"] = np.arange(n) % classes if condition is None else np.full(n, condition)
-    return torch.from_numpy(run(inputs)["x"])
+    values = {"condition": np.arange(n) % classes if condition is None else np.full(n, condition)} if classes else {}
+    random = np.random.default_rng(seed)
+    runtime = registry.get("runtime", "onnxruntime").load()()
+    for graph in chain:
+        for value in graph.inputs:
+            if value.name not in values:
+                values[value.name] = value.draw(random, n)
+        values |= runtime.load(bundle.file(graph.file))({value.name: values[value.name] for value in graph.inputs})
+    return torch.from_numpy(values["x"])
+
+
+def sampling_chain(bundle: Bundle) -> list[BundledGraph]:
+    """The graphs that lead from what numpy can draw to observations, in their order.
+
+    Raises:
+        GenkitError: where there is no decoder, or an input of it that neither numpy nor the prior's graph gives.
+    """
+    graphs = {graph.name: graph for graph in bundle.manifest.graphs}
+    if "decoder" not in graphs:
+        raise GenkitError(f"{bundle.path}: the bundle has no decoder, so there is nothing to sample")
+    chain = [graphs[name] for name in ("prior", "decoder") if name in graphs]
+    given = {value.name for graph in chain[:-1] for value in graph.outputs}
+    for value in (value for graph in chain for value in graph.inputs):
+        if value.distribution is None and value.name not in given:
+            reason = next((absent.reason for absent in bundle.manifest.absent if absent.name == "prior"), "")
+            raise GenkitError(
+                f"{bundle.path}: numpy cannot draw {value.name!r} ({reason or 'its prior is not described'}); "
+                "sample from the run instead"
+            )
+    return chain
 
 
 def environment(
@@ -260,6 +326,18 @@ def environment(
             for p in plugins.plugins.values()
             if p.entries
         ],
+    }
+
+
+def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe for others to read: of paths on this machine, their last part."""
+    return {
+        key: _without_places(value)
+        if isinstance(value, Mapping)
+        else Path(value).name
+        if isinstance(value, str) and Path(value).is_absolute()
+        else value
+        for key, value in recipe.items()
     }
 
 

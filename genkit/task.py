@@ -25,17 +25,12 @@ class Data(NamedTuple):
 
     The items of both sets are ``(x,)``, ``(x, label)`` or ``x``, with ``x`` of shape ``event_shape``: uint8, which
     becomes ``low + x / 255 * (high - low)`` of the recipe's value range, or float, which is taken as it is.
-
-    ``transform`` is applied to every batch of either set as it is read, on the device and before the scaling:
-    ``(B, *event_shape)`` -> the same shape. What it draws comes from torch's random state, so that a training set is
-    drawn anew in every epoch, while whatever is measured sees the same test set each time.
     """
 
     train: Dataset[Any]
     test: Dataset[Any]
     event_shape: tuple[int, ...]
     classes: int = 0
-    transform: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,8 @@ class Input:
         dtype: of the tensor fed.
         draw: ``draw(n, generator)`` gives ``n`` realistic values, of shape ``(n, *shape)``, on the CPU.
         distribution: how those who deploy the graph draw it with numpy, or None where numpy cannot:
-            ``{"kind": "normal", "parameters": [0.0, 1.0]}`` is ``numpy.random.Generator.normal(0.0, 1.0, size)``.
+            ``{"kind": "normal", "parameters": [0.0, 1.0]}`` is ``numpy.random.Generator.normal(0.0, 1.0, size)``;
+            the kinds are ``genkit.DRAWN``.
     """
 
     shape: tuple[int, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,18 @@ def test_a_model_of_two_turns_without_an_encoder_is_nothing_special(acme: Genkit
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert [graph["name"] for graph in manifest["graphs"]] == ["decoder"]
     assert manifest["absent"] == [{"name": "encoder", "reason": "the model has no encoder"}]
+
+
+def test_the_contract_of_every_model_holds_for_models_that_were_installed_later(acme_python: Path) -> None:
+    contract = Path(__file__).with_name("test_contract.py")
+    done = subprocess.run(
+        [acme_python, "-m", "pytest", contract, "-q", "-k", "acme", "-p", "no:cacheprovider"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "22 passed" in done.stdout, "eleven checks of two models"
 
 
 def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_checkpoint(acme: Genkit, tmp_path: Path) -> None:

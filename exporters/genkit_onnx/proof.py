@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 import genkit
 from genkit_onnx.accuracy import (
@@ -27,6 +28,7 @@ from genkit_onnx.accuracy import (
     Limits,
     rounding_errors,
     runtime_limits,
+    ties,
     wrong_codes,
 )
 from genkit_onnx.probes import inert, probes
@@ -104,11 +106,24 @@ def _agree(one: genkit.Errors, other: genkit.Errors) -> bool:
     return isclose(one.rms, other.rms, rel_tol=1e-6) and isclose(one.max, other.max, rel_tol=1e-6)
 
 
+class GatherElements(OpRun):
+    """In the place of onnx's own, which up to 1.23 fails for a negative axis and for 33 elements and more along it."""
+
+    op_domain = ""
+
+    def _run(self, data: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
+        along = (axis or 0) % data.ndim
+        rows = tuple(
+            slice(None if d == along else n) for d, n in enumerate(indices.shape)
+        )  # there may be fewer indices
+        return (np.take_along_axis(data[rows], indices, along),)
+
+
 def _graph_proof(
     graph: genkit.BundledGraph, model: ModelProto, cases: Sequence[genkit.Case], rows: int | None
 ) -> Iterator[genkit.Check]:
     try:
-        evaluator = ReferenceEvaluator(widened(model))
+        evaluator = ReferenceEvaluator(widened(model), new_ops=[GatherElements])
     except Exception as error:  # an operator that onnx cannot evaluate, or a model that makes no sense
         raise _Unusable(f"onnx cannot evaluate the graph: {one_line(error)}") from error
 
@@ -185,8 +200,11 @@ def _accuracy(
             yield genkit.Check(graph.name, subject, ok, detail, {"output": name, **measured})
         else:
             wrong = wrong_codes(found, cases, name, exempt_ties=subject != "graph proof")
+            tied, most = ties(cases, name)
             detail = f"{name}: {wrong} of {sum(map(np.size, found))} whole numbers are wrong, limit 0"
-            yield genkit.Check(graph.name, subject, not wrong, detail, {"output": name, "wrong": wrong})
+            detail += f"; {tied} hang on rounding, limit {most}" if tied else ""
+            measured = {"output": name, "wrong": wrong, "ties": tied, "ties_limit": most}
+            yield genkit.Check(graph.name, subject, not wrong and tied <= most, detail, measured)
 
 
 def _rows_alone(
@@ -226,7 +244,7 @@ def _reaction(graph: genkit.BundledGraph, function: Function, cases: Sequence[ge
     deaf = []
     for name, batch in probes(graph.inputs, cases).items():
         excused = graph.ignores.get(name, {})
-        for output, still in inert(_answer(function, batch, cases[0].references)).items():
+        for output, still in inert(lambda b: _answer(function, b, cases[0].references), batch).items():
             deaf += [f"{output} does not react to {name}[{i}]" for i in sorted(still - set(excused.get(output, ())))]
     if deaf:
         more = f" (and {len(deaf) - 1} more)" if len(deaf) > 1 else ""

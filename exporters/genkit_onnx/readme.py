@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import genkit
 
@@ -13,6 +13,7 @@ _ROWS = 16
 def readme(manifest: genkit.Manifest) -> str:
     """What the files are, and how to run one graph (the decoder, where there is one) in four languages."""
     graph = next((graph for graph in manifest.graphs if graph.name == "decoder"), manifest.graphs[0])
+    prior = [other for other in manifest.graphs if other.name == "prior" and graph.name == "decoder"]
     return "\n".join(
         [
             f"# {_title(manifest)}",
@@ -29,7 +30,7 @@ def readme(manifest: genkit.Manifest) -> str:
             "",
             "`pip install onnxruntime numpy`, then in this directory:",
             "",
-            *_python(graph, manifest.about.get("prior")),
+            *_python([*prior, graph]),
             "",
             "## Node",
             "",
@@ -79,42 +80,45 @@ def _interface(manifest: genkit.Manifest) -> list[str]:
     return lines
 
 
-def _python(graph: genkit.BundledGraph, prior: Any) -> list[str]:
-    described = isinstance(prior, dict) and isinstance(prior.get("distribution"), dict)
-    draws = [f"{value.name} = {_numpy(value, described=described)}" for value in graph.inputs]
-    names = ", ".join(f'"{value.name}"' for value in graph.outputs)
-    feeds = ", ".join(f'"{value.name}": {value.name}' for value in graph.inputs)
-    reads_prior = any("prior" in draw for draw in draws)
+def _python(graphs: Sequence[genkit.BundledGraph]) -> list[str]:
+    """The graphs one after the other: what one gives, the next takes under the same name; the rest is drawn."""
+    lines: list[str] = []
+    known: set[str] = set()
+    for graph in graphs:
+        for value in graph.inputs:
+            if value.name not in known:
+                lines.append(f"{value.name} = {_numpy(value)}")
+        known |= {value.name for value in (*graph.inputs, *graph.outputs)}
+        names = ", ".join(f'"{value.name}"' for value in graph.outputs)
+        feeds = ", ".join(f'"{value.name}": {value.name}' for value in graph.inputs)
+        results = ", ".join(value.name for value in graph.outputs)
+        lines += [
+            f'session = onnxruntime.InferenceSession("{graph.file}", providers=["CPUExecutionProvider"])',
+            f"[{results}] = session.run([{names}], {{{feeds}}})",
+        ]
     return [
         "```python",
-        *(["import json", "import pathlib", ""] if reads_prior else []),
         "import numpy as np",
         "import onnxruntime",
         "",
-        f'session = onnxruntime.InferenceSession("{graph.file}", providers=["CPUExecutionProvider"])',
         "random = np.random.default_rng(0)",
-        *(
-            ['prior = json.loads(pathlib.Path("manifest.json").read_text())["prior"]["distribution"]']
-            if reads_prior
-            else []
-        ),
-        *draws,
-        f"outputs = session.run([{names}], {{{feeds}}})",
-        f"for name, value in zip([{names}], outputs):",
-        "    print(name, value.shape)",
+        *lines,
+        *(f'print("{value.name}", {value.name}.shape)' for value in graphs[-1].outputs),
         "```",
     ]
 
 
-def _numpy(value: genkit.Value, *, described: bool) -> str:
-    """How one draws an input that is typical enough to try the graph."""
+def _numpy(value: genkit.Value) -> str:
+    """How one draws an input; where numpy cannot, one that is typical enough to try the graph."""
     shape = str((_ROWS, *value.shape[1:]))
+    cast = f".astype(np.{value.dtype})"
+    if value.distribution is not None:
+        parameters = [f"np.array({p})" if isinstance(p, list) else str(p) for p in value.distribution.parameters]
+        return f"random.{value.distribution.kind}({', '.join(parameters)}, {shape}){cast}"
     if value.dtype != "float32":
         return f"np.zeros({shape}, dtype=np.{value.dtype})"
     if value.range is not None:
-        return f"random.uniform({value.range[0]:g}, {value.range[1]:g}, {shape}).astype(np.float32)"
-    if value.name == "z" and described:
-        return f'getattr(random, prior["kind"])(*map(np.asarray, prior["parameters"]), {shape}).astype(np.float32)'
+        return f"random.uniform({value.range[0]:g}, {value.range[1]:g}, {shape}){cast}"
     return f"random.standard_normal({shape}, dtype=np.float32)"
 
 

@@ -93,7 +93,7 @@ def _clean(model: onnx_ir.Model, graph: genkit.Graph) -> bytes:
     """Folds what is constant, removes what is unused, and forgets where everything came from."""
     passes.InlinePass()(model)
     for _ in range(2):  # what a rule rewrites may be foldable
-        onnxscript.optimizer.fold_constants(model)
+        onnxscript.optimizer.fold_constants(model, should_fold=_without_weights)
         onnxscript.rewriter.rewrite(model, _RULES)
     onnx_ir.passes.Sequential(
         passes.RemoveUnusedNodesPass(),
@@ -115,6 +115,15 @@ def _clean(model: onnx_ir.Model, graph: genkit.Graph) -> bytes:
         del message.metadata_props[:]
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+def _without_weights(node: onnx_ir.Node) -> bool | None:
+    """None, for the default, where nothing is read but constants of the code; else no.
+
+    What is computed from weights would be rounded to float32 on the way, an error of the graph that its float64 shows.
+    """
+    reads_weights = any(value is not None and value.is_initializer() for value in node.inputs)
+    return False if reads_weights else None
 
 
 @contextlib.contextmanager

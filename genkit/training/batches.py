@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from genkit.data import length, scale, split
-from genkit.errors import InvalidComponent
+from genkit.data import Transformed, length, scale, split
+from genkit.errors import GenkitError, InvalidComponent
 from genkit.interfaces import Batch
 from genkit.random import derive, seed_all, seeded
 from genkit.task import Data
@@ -61,6 +61,7 @@ class _Shaped:
         value_range: Any,
         seed: int | None,
         device: torch.device,
+        transform: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self.size = length(dataset)
         self.batch_size = batch_size
@@ -69,7 +70,7 @@ class _Shaped:
         self.event_shape = tuple(data.event_shape)
         self.classes = data.classes
         self.value_range = value_range
-        self.transform = data.transform
+        self.transform = transform
 
     def __len__(self) -> int:
         return math.ceil(self.size / self.batch_size)
@@ -81,14 +82,18 @@ class _Shaped:
         generator = torch.Generator().manual_seed(derive(self.seed, _ORDER, epoch))
         return torch.randperm(self.size, generator=generator)
 
+    def read(self, x: Tensor, labels: Tensor | None) -> Batch:
+        """Observations on the device as they are stored -> as models see them."""
+        return self.finish(x if self.transform is None else self.transform(x), labels)
+
     def finish(self, x: Tensor, labels: Tensor | None) -> Batch:
-        """Checks the shape, transforms and scales the values, keeps the labels only where the data declares classes."""
+        """Checks the shape, scales the values and keeps the labels only where the data declares classes."""
         if tuple(x.shape[1:]) != self.event_shape:
             raise InvalidComponent(
                 f"the dataset gave observations of shape {list(x.shape[1:])}, but declares event_shape = "
                 f"{list(self.event_shape)}; make its factory return one shape for both"
             )
-        x = scale(x if self.transform is None else self.transform(x), self.value_range)
+        x = scale(x, self.value_range)
         if not self.classes:
             return Batch(x)
         if labels is None:
@@ -111,7 +116,7 @@ class Resident(_Shaped):
 
     def load(self, portion: Tensor) -> Batch:
         """Gathers the rows of these indices."""
-        return self.finish(*split([tensor.index_select(0, portion) for tensor in self.tensors]))
+        return self.read(*split([tensor.index_select(0, portion) for tensor in self.tensors]))
 
 
 class Streamed(_Shaped):
@@ -125,7 +130,7 @@ class Streamed(_Shaped):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Collated items on the CPU."""
         indices = self.order(epoch)[start * self.batch_size :].tolist()
-        yield from DataLoader(
+        loader = DataLoader(
             _Reproducible(self.dataset, derive(self.seed or 0, _ITEMS, epoch)),
             batch_size=self.batch_size,
             sampler=indices,
@@ -133,13 +138,18 @@ class Streamed(_Shaped):
             pin_memory=self.device.type != "cpu",
             worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator(),  # or it would draw from the training's own, once more after each resume
+            collate_fn=_collate,
         )
+        for portion in loader:
+            if isinstance(portion, GenkitError):
+                raise portion
+            yield portion
 
     def load(self, portion: Any) -> Batch:
         """Moves the items to the device."""
         x, labels = split(portion)
         labels = None if labels is None else labels.to(self.device, non_blocking=True)
-        return self.finish(x.to(self.device, non_blocking=True), labels)
+        return self.read(x.to(self.device, non_blocking=True), labels)
 
 
 def batches_of(
@@ -152,9 +162,20 @@ def batches_of(
     workers: int | None,
 ) -> Batches:
     """The source that suits a dataset. ``seed=None``: in the dataset's own order, always the same."""
+    transform = None
+    if isinstance(dataset, Transformed):
+        transform, dataset = dataset.transform, dataset.dataset
     if type(dataset) is TensorDataset:  # a subclass may give other items than its tensors
-        return Resident(data, dataset, batch_size, value_range, seed, device)
-    return Streamed(data, dataset, batch_size, value_range, seed, device, workers=workers)
+        return Resident(data, dataset, batch_size, value_range, seed, device, transform)
+    return Streamed(data, dataset, batch_size, value_range, seed, device, transform, workers=workers)
+
+
+def for_measurement(batches: Batches, seed: int) -> Iterator[Batch]:
+    """All batches of a dataset. What is random in one depends on the seed and its place alone, not on who measures."""
+    for place, portion in enumerate(batches.epoch(0)):
+        with seeded(derive(seed, _ITEMS, place)):
+            batch = batches.load(portion)
+        yield batch
 
 
 class _Reproducible(Dataset[Any]):
@@ -169,8 +190,15 @@ class _Reproducible(Dataset[Any]):
         with seeded(self.seed):
             for index in indices:
                 seed_all(derive(self.seed, index))
-                items.append(self.dataset[index])
+                try:
+                    items.append(self.dataset[index])
+                except GenkitError as error:  # raised in a worker, it would arrive as the text of a traceback
+                    return [error]
         return items
+
+
+def _collate(items: list[Any]) -> Any:
+    return items[0] if isinstance(items[0], GenkitError) else default_collate(items)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -21,7 +21,7 @@ from genkit.random import derive, restore_states, seeded, states_as_tensors
 from genkit.recipe import TrainingOptions
 from genkit.run import Checkpoint, Position, Run, portable
 from genkit.task import Task, Turn
-from genkit.training.batches import Batches, batches_of
+from genkit.training.batches import Batches, batches_of, for_measurement
 from genkit.training.device import arithmetic, describe_device, require_precision
 from genkit.training.meter import Meter, Reading
 from genkit.training.signals import Interruption
@@ -285,7 +285,6 @@ def measure(
     """
     meter = Meter(device)
     with seeded(derive(seed, _EVALUATION)), evaluating(task.module), unvalidated():
-        for portion in batches.epoch(0):
-            batch = batches.load(portion)
+        for batch in for_measurement(batches, seed):
             meter.add(0, len(batch.x), [(turn.name, turn(batch)) for turn in turns])
     return meter.read().means

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import genkit
 from genkit_mnist_vae.sources import DIGESTS, SOURCES, UNDECODABLE, FetchError, Files, md5
@@ -42,9 +42,14 @@ def mnist(
     if limit is not None and limit < 1:
         raise genkit.InvalidOption(f"limit = {limit}: keep at least 1 image, or leave it out to keep them all")
     files = _files(data_dir)
+    train: Dataset[Any]
+    test: Dataset[Any]
     train, test = (_dataset(files, prefix, limit) for prefix in ("train", "t10k"))
-    transform = {"none": None, "static": threshold, "dynamic": binarize}[binarization]
-    return genkit.Data(train, test, event_shape=(1, 28, 28), classes=10, transform=transform)
+    if binarization == "none":
+        return genkit.Data(train, test, event_shape=(1, 28, 28), classes=10)
+    transform = {"static": threshold, "dynamic": binarize}[binarization]
+    train, test = (genkit.Transformed(dataset, transform) for dataset in (train, test))
+    return genkit.Data(train, test, event_shape=(1, 28, 28), classes=10)
 
 
 def threshold(x: Tensor) -> Tensor:

@@ -118,8 +118,9 @@ def test_the_manifest_says_what_there_is_and_what_there_is_not(published: genkit
     assert (manifest["format"], manifest["recipe"]) == ("onnx", {"name": "textbook"})
     assert manifest["absent"] == [{"name": "flow", "reason": "the model has no flow"}]
     assert (graph["name"], graph["file"], graph["opset"], graph["reduction"]) == ("decoder", "decoder.onnx", 18, 400)
-    assert graph["inputs"] == [{"name": "z", "dtype": "float32", "shape": ["batch", 20], "range": None}]
-    assert graph["outputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 1, 28, 28], "range": [0.0, 1.0]}]
+    z = {"name": "z", "dtype": "float32", "shape": ["batch", 20], "range": None, "distribution": None}
+    x = {"name": "x", "dtype": "float32", "shape": ["batch", 1, 28, 28], "range": [0.0, 1.0], "distribution": None}
+    assert (graph["inputs"], graph["outputs"]) == ([z], [x])
     assert 0 < graph["errors"]["x"]["rms"] < graph["errors"]["x"]["max"] < 1e-6
 
 
@@ -588,3 +589,106 @@ def test_the_rounding_of_constants_is_no_error_of_the_graph(tmp_path: Path) -> N
 
 def test_the_decoder_of_the_tests_is_the_textbook_one() -> None:
     assert sum(p.numel() for p in Decoder().parameters()) == 20 * 400 + 400 + 400 * 784 + 784
+
+
+class Lookup(nn.Module):
+    """Gathers along the last axis, from more elements than onnx's own evaluator can choose among."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(3, 5)
+        self.table = nn.Linear(3, 40)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        index = (self.scores(z) > 0).long() * torch.tensor([39, 7, 0, 21, 12])
+        table = self.table(z)
+        return table.gather(-1, index), table.unflatten(1, (8, 5)).gather(-1, index[:, None, :2] % 5)
+
+
+def test_gathers_along_the_last_axis_and_of_fewer_rows_are_proven(tmp_path: Path) -> None:
+    export(tmp_path / "bundle", genkit.Graph("g", Lookup(), {"z": normal(3)}, ("y", "fewer")))
+    assert [value.shape for value in genkit.Bundle.open(tmp_path / "bundle").manifest.graphs[0].outputs] == [
+        ("batch", 5),
+        ("batch", 1, 2),
+    ]
+
+
+class Learned(nn.Module):
+    """What is computed from weights alone, as the scale of a learned prior is."""
+
+    def __init__(self, positive: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.loc, self.raw = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+        self.positive = positive
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self.loc + self.positive(self.raw) * z,)
+
+
+@pytest.mark.parametrize("positive", [torch.exp, nn.functional.softplus])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_is_computed_from_weights_is_not_rounded_on_the_way(
+    tmp_path: Path, positive: Callable[[Tensor], Tensor], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    report = export(tmp_path / "bundle", genkit.Graph("g", Learned(positive), {"z": normal(6)}, ("y",)))
+    (proof,) = [c.measured for c in report.checks if c.subject == "graph proof" and "rms" in c.measured]
+    assert proof["rms"] < 1e-3
+    assert any("2 tensors have the bits of the checkpoint" in check.detail for check in report.checks)
+
+
+class Nearest(nn.Module):
+    """The nearer of -1 and 1 to z + shift, for each shift; where z + shift is 0, rounding decides."""
+
+    def __init__(self, shifts: Tensor) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.tensor([-1.0, 1.0]))
+        self.register_buffer("shifts", shifts)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (((z + self.shifts).unsqueeze(2) - self.codes).square().argmin(2),)
+
+
+class Undecided:
+    """onnxruntime, with another choice of the first code where z is 0."""
+
+    name = "undecided"
+    version = "1"
+
+    def __init__(self, choose: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        self.choose = choose
+
+    def load(self, path: Path) -> Callable[[genkit.Arrays], dict[str, NDArray[Any]]]:
+        run = OnnxRuntime().load(path)
+
+        def answer(inputs: genkit.Arrays) -> dict[str, NDArray[Any]]:
+            code, zero = run(inputs)["code"].copy(), inputs["z"][:, 0] == 0
+            code[zero, 0] = self.choose(code[zero, 0])
+            return {"code": code}
+
+        return answer
+
+
+def test_where_rounding_decides_between_two_codes_a_runtime_may_take_either_and_no_third(tmp_path: Path) -> None:
+    shifts = torch.cat([torch.zeros(1), torch.linspace(0.3, 0.7, 99)])
+    export(tmp_path / "bundle", genkit.Graph("g", Nearest(shifts), {"z": normal(1)}, ("code",)))
+    bundle = genkit.Bundle.open(tmp_path / "bundle")
+    (graph,) = bundle.manifest.graphs
+    tied = sum(int((case.ties["code"] != case.references["code"]).sum()) for case in bundle.cases(graph))
+    assert 10 <= tied <= 20, "the rows of zeros"
+
+    assert OnnxExporter().verify(bundle, [Undecided(lambda code: 1 - code)]).ok
+    report = OnnxExporter().verify(bundle, [Undecided(lambda code: code + 5)])
+    assert any(f"code: {tied} of 7400 whole numbers are wrong, limit 0" in check.detail for check in report.failures)
+
+
+def test_codes_of_which_many_hang_on_rounding_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(genkit.ExportRefused, match=r"hang on rounding, limit"):
+        export(tmp_path / "bundle", genkit.Graph("g", Nearest(torch.zeros(3)), {"z": normal(1)}, ("code",)))
+
+
+def test_a_distribution_that_the_manifest_cannot_say_is_refused(tmp_path: Path) -> None:
+    z = genkit.Input((20,), torch.float32, normal(20).draw, {"kind": "exponential", "parameters": [1.0]})
+    graph = genkit.Graph("decoder", Decoder(), {"z": z}, ("x",), {"x": (0.0, 1.0)})
+    with pytest.raises(genkit.ExportRefused, match=r"'exponential'.* a kind of normal, laplace, gumbel, uniform"):
+        export(tmp_path / "bundle", graph)

@@ -472,3 +472,24 @@ def test_the_unpickler_admits_no_other_function_even_of_numpy(target: object) ->
 def test_importing_the_plugin_or_the_dataset_does_not_import_torchvision() -> None:
     check = "import sys, genkit_mnist_vae.mnist; assert 'torchvision' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_static_binarization_is_a_threshold_and_dynamic_binarization_draws_anew(
+    fetched: Path, home: Path, tmp_path: Path
+) -> None:
+    copy(fetched, tmp_path / "copy")
+    plain, static, dynamic = (
+        mnist(data_dir=tmp_path / "copy", limit=200, binarization=kind) for kind in ("none", "static", "dynamic")
+    )
+    x, _ = plain.train[:]
+    assert len(static.train) == 200
+    expected = torch.where(x >= 128, 255, 0).to(torch.uint8)
+    assert torch.equal(torch.stack([static.train[i][0] for i in range(200)]), expected)
+    assert torch.equal(static.train.transform(x), expected)
+    assert dynamic.train[7][1] == plain.train[7][1]
+    draws = torch.stack([dynamic.train.transform(x) for _ in range(200)])
+    assert draws.dtype == torch.uint8
+    assert set(draws.unique().tolist()) == {0, 255}
+    means = draws.float().mean(0)
+    spread = (x.float() * (255 - x.float()) / 200).sqrt()
+    assert ((means - x.float()).abs() <= 6 * spread).all()

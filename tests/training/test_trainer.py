@@ -170,6 +170,23 @@ class Streamed(Dataset[Any]):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_an_item_that_cannot_be_read_stops_the_run_with_its_own_message(tmp_path: Path, workers: int) -> None:
+    class Lost(Streamed):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            if index == 20:
+                raise genkit.DataUnavailable("photo 20 is gone; put it back")
+            return super().__getitem__(index)
+
+    x = torch.zeros(30, 1, 4, 4)
+    module = Scalars()
+    data = genkit.Data(Lost(x, torch.zeros(30)), TensorDataset(x), (1, 4, 4))
+    turns = [genkit.Turn("main", lambda batch: genkit.Terms(batch.x.flatten(1).mean(1) * module.a), [module.a])]
+    task = genkit.Task(module, lambda: turns, lambda: [], data)
+    with pytest.raises(genkit.DataUnavailable, match=r"^photo 20 is gone; put it back$"):
+        train(task, tmp_path / "run", workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_resident_and_streamed_data_are_the_same_to_a_model(tmp_path: Path, workers: int) -> None:
     x = torch.randint(0, 256, (30, 1, 4, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     labels = torch.arange(30) % 3
