@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from genkit.latent import LatentModel as LatentModel
     from genkit.plugins import Plugins as Plugins
     from genkit.plugins import load_plugins as load_plugins
+    from genkit.proving import prove as prove
     from genkit.recipe import Choice as Choice
     from genkit.recipe import Recipe as Recipe
     from genkit.recipe import TrainingOptions as TrainingOptions
@@ -130,6 +131,7 @@ _HOMES = {
     ),
     "genkit.latent": ("LatentModel",),
     "genkit.plugins": ("Plugins", "load_plugins"),
+    "genkit.proving": ("prove",),
     "genkit.recipe": ("Choice", "Recipe", "TrainingOptions"),
     "genkit.registry": ("Registry",),
     "genkit.run": ("Run",),
