@@ -88,9 +88,8 @@ class Report:
     def __str__(self) -> str:
         """A line a check, for a person."""
         lines = [": ".join(filter(None, (check.graph, check.subject, check.detail))) for check in self.checks]
-        return "\n".join(
-            f"{'ok' if check.ok else 'FAILED':6} {line}" for check, line in zip(self.checks, lines, strict=True)
-        )
+        words = ["ok    " if check.ok else "FAILED" for check in self.checks]
+        return "\n".join(f"{word} {line}" for word, line in zip(words, lines, strict=True))
 
     def to_json(self) -> str:
         """``{"ok": ..., "checks": [...]}``, as ``parity.json`` holds it."""
