@@ -46,6 +46,9 @@ Arrays = Mapping[str, NDArray[Any]]
 
 MANIFEST = "manifest.json"
 
+DEPLOYMENT = "pip install numpy onnx onnxruntime platformdirs pluggy pydantic PyYAML rich typer"
+"""What verifying and running bundles needs besides ``pip install --no-deps genkit-torch``: a hundredth of torch's size."""
+
 
 # What the gate says
 
@@ -247,6 +250,12 @@ class Manifest(BaseModel):
         """What the exporting command said about the model: ``recipe``, ``spec``, ``prior`` and so on, as plain data."""
         own = {"format_version", "format", "graphs", "absent", "files", "digest"}
         return {key: value for key, value in self.model_dump(mode="json", exclude=own).items() if value is not None}
+
+
+def manifest_schema() -> str:
+    """The JSON schema of ``manifest.json``, which lies in this package as ``manifest.schema.json``."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"
 
 
 # The bundle
