@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from math import inf
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -221,6 +221,8 @@ def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: 
     for graph in bundle.manifest.graphs:
         try:
             file, cases = bundle.file(graph.file), bundle.cases(graph)
+            if graph.data is not None:
+                bundle.file(str(PurePosixPath(graph.file).parent / graph.data))
         except genkit.VerificationFailed as error:
             yield genkit.Check(graph.name, "golden vectors", False, str(error))
         else:
