@@ -46,8 +46,11 @@ Arrays = Mapping[str, NDArray[Any]]
 
 MANIFEST = "manifest.json"
 
-DEPLOYMENT = "pip install numpy onnx onnxruntime platformdirs pluggy pydantic PyYAML rich typer"
-"""What verifying and running bundles needs besides ``pip install --no-deps genkit-torch``: a hundredth of torch's size."""
+DEPLOYMENT = (
+    "pip install numpy onnx onnxruntime platformdirs pluggy pydantic PyYAML rich typer && "
+    "pip install --no-deps genkit-torch"
+)
+"""What verifies and runs bundles, without torch."""
 
 
 # What the gate says
