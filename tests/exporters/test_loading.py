@@ -147,16 +147,14 @@ def test_a_bundle_that_was_changed_is_not_loaded(path: Path, tmp_path: Path, ver
     copy = shutil.copytree(path, tmp_path / "copy")
     with (copy / "decoder.onnx").open("ab") as stream:
         stream.write(b"\0")
-    with pytest.raises(genkit.VerificationFailed, match="decoder.onnx: changed"):
+    with pytest.raises(genkit.VerificationFailed, match=r"decoder\.onnx: changed"):
         genkit.load_bundle(copy, verify=verify)
 
 
 def test_a_bundle_with_wrong_numbers_and_right_digests_is_not_loaded(path: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(path, tmp_path / "copy")
     reference = copy / "test_data" / "decoder" / "test_data_set_0" / "reference_0.pb"
-    reference.write_bytes(
-        (copy / "test_data" / "decoder" / "test_data_set_0" / "reference_0.pb").read_bytes()[:-8] + bytes(8)
-    )
+    reference.write_bytes(reference.read_bytes()[:-8] + bytes(8))
     genkit.seal(copy, genkit.Bundle.open(copy).manifest)
     with pytest.raises(genkit.VerificationFailed, match="decoder: "):
         genkit.load_bundle(copy)
