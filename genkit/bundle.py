@@ -52,8 +52,11 @@ _LARGEST_FILE = 2**31
 """Bytes that a protocol buffer can have, and any other file but one of weights. A file of terabytes takes no room."""
 _MOST_PROBLEMS = 100
 
-DEPLOYMENT = "pip install numpy onnx onnxruntime platformdirs pluggy pydantic PyYAML rich typer"
-"""What verifying and running bundles needs besides ``pip install --no-deps genkit-torch``: a hundredth of torch's size."""
+DEPLOYMENT = (
+    "pip install numpy onnx onnxruntime platformdirs pluggy pydantic PyYAML rich typer && "
+    "pip install --no-deps genkit-torch"
+)
+"""What verifies and runs bundles, without torch."""
 
 
 # What the gate says

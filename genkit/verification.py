@@ -79,6 +79,7 @@ class _Child:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._surroundings: Any = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -111,8 +112,12 @@ class _Child:
         self._process = None
 
     def _started(self) -> subprocess.Popen[str]:
-        """The living child, or a new one."""
-        if self._process is None or self._process.poll() is not None:
+        """The living child, or a new one; also where it would find other plugins than this process does."""
+        surroundings = list(sys.path), dict(os.environ)
+        if self._process is not None and (self._process.poll() is not None or surroundings != self._surroundings):
+            self._end(self._process)
+        if self._process is None:
+            self._surroundings = surroundings
             command = [sys.executable, "-P", "-c", _CHILD, json.dumps(sys.path)]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
