@@ -71,7 +71,7 @@ class Check:
         subject: what was checked, e.g. ``graph proof``, ``onnxruntime``, ``structure``, ``files``.
         ok: whether it holds.
         detail: one sentence for a person: the value, the limit, the place. What cannot be printed in it is escaped,
-            and it is cut where it is very long, because it may quote a damaged file.
+            and what is very long has a gap, because it may quote a damaged file.
         measured: figures for a program, e.g. ``{"rms": 0.1, "rms_limit": 0.5, "batch": 64}``.
     """
 

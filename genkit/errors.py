@@ -70,10 +70,10 @@ class PluginWarning(UserWarning):
 
 
 def plain(text: str, most: int = 600) -> str:
-    """``text`` that came from somebody else's file, fit for a message: one printable line, and not endless."""
-    start = text[: most + 1]
-    line = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in start)
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    """``text`` from somebody else's file, fit for a message: one printable line, with a gap where it is very long."""
+    ends = text if len(text) <= 2 * most else text[:most] + text[-most:]
+    line = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in ends)
+    return line if len(line) <= most else f"{line[: most // 2]}…{line[1 - most // 2 :]}"
 
 
 def unknown(kind: str, value: str, choices: Iterable[str], label: str = "Installed") -> UnknownName:

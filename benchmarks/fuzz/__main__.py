@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,15 @@ def opened_elsewhere(sources: Path, room: Path, seeds: range) -> tuple[int, list
     subprocess.run([*trace, *worker], check=True, env={**os.environ, "TMPDIR": str(temporary)})
     ours = [room / "room" / "bundle", sources, temporary, sys.prefix, sys.base_prefix, ROOT]
     ours += [Path(path).resolve() for path in sys.path if path]
-    opened, wrong = 0, set()
-    for line in log.read_text(errors="replace").splitlines():
-        call = re.search(r"(O_RDONLY|O_RDWR).*\) = \d+<(.*)>$", line)
-        if call is None or "O_DIRECTORY" in line:
-            continue
-        opened += 1
-        path = call[2]
-        if not _SYSTEM.match(path) and not any(path == str(own) or path.startswith(f"{own}/") for own in ours):
-            wrong.add(path)
-    return opened, sorted(wrong)
+    return read_in(log.read_text(errors="replace"), [str(path) for path in ours])
+
+
+def read_in(log: str, ours: Sequence[str]) -> tuple[int, list[str]]:
+    """How many files a log of strace says were opened for reading, and those that are neither ours nor the system's."""
+    calls = [re.search(r"(?:O_RDONLY|O_RDWR).*\) = \d+<(.*)>$", line) for line in log.splitlines()]
+    paths = [call[1] for call in calls if call and "O_DIRECTORY" not in call[0]]
+    own = tuple(f"{path}/" for path in ours)
+    return len(paths), sorted({path for path in paths if not _SYSTEM.match(path) and not path.startswith(own)})
 
 
 def campaign(sources: Path, room: Path, seeds: range, *, loud: bool = True) -> Tally:

@@ -125,7 +125,7 @@ def another_encoding(victim: Victim) -> None:
 def giant_manifest(victim: Victim) -> None:
     """Short of what is read at all, and beyond; all of it sense."""
     content = victim.content()
-    content["more"] = [[1, 2, 3]] * victim.random.choice([200_000, 3_000_000])
+    content["more"] = ["x" * 2**20] * victim.random.choice([12, 12, 17, 40])
     victim.write(content, sealed=False)
 
 
@@ -136,6 +136,10 @@ def not_an_object(victim: Victim) -> None:
 
 
 # What it says
+
+
+def _many(victim: Victim) -> int:
+    return 100_000 if victim.random.random() < 0.1 else 4000
 
 
 HOSTILE: tuple[Any, ...] = (
@@ -208,7 +212,7 @@ def listed_outside(victim: Victim) -> None:
 @damage(sealed=True)
 def thousands_listed(victim: Victim) -> None:
     content = victim.content()
-    content["files"] |= {f"{i}{victim.random.choice(['', chr(10)])}": "0" * 64 for i in range(100_000)}
+    content["files"] |= {f"{i}{victim.random.choice(['', chr(10)])}": "0" * 64 for i in range(_many(victim))}
     victim.write(content, sealed=True)
 
 
@@ -317,7 +321,7 @@ def no_graphs(victim: Victim) -> None:
 @damage(sealed=True)
 def thousands_of_graphs(victim: Victim) -> None:
     content = victim.content()
-    content["graphs"] = [{**content["graphs"][0], "name": f"g{i}"} for i in range(2000)]
+    content["graphs"] = [{**content["graphs"][0], "name": f"g{i}"} for i in range(_many(victim) // 20)]
     victim.write(content, sealed=True)
 
 
@@ -343,7 +347,7 @@ def additional_fields(victim: Victim) -> None:
     content = victim.content()
     graph = victim.random.choice(content["graphs"])
     place = victim.random.choice([graph, graph["inputs"][0], graph["outputs"][0], content["checkpoint"]])
-    place |= {f"more{chr(10)}{i}": None for i in range(victim.random.choice([1, 100_000]))}
+    place |= {f"more{chr(10)}{i}": None for i in range(victim.random.choice([1, _many(victim)]))}
     victim.write(content, sealed=True)
 
 
