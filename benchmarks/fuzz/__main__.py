@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,11 @@ from benchmarks.fuzz.victims import export_sources
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
 
+_MEMORY = 2 * 2**30
+
 _SYSTEM = re.compile(
-    r"/(lib|usr|opt|sys)/|/etc/(ld\.so|localtime|nsswitch|ssl)|/proc/(?!.*mem$)|/dev/(null|u?random)$|anon_inode"
+    r"/(lib|lib64|usr|opt|sys)/|/etc/(ld\.so|localtime|nsswitch|ssl|hosts?|host\.conf|resolv\.conf|locale\.alias)"
+    r"|/proc/(?!.*mem/$)|/dev/(null|u?random)/$|/\.dockerenv/$|anon_inode"
 )
 """What python and the libraries read for themselves."""
 
@@ -59,27 +62,50 @@ def opened_elsewhere(sources: Path, room: Path, seeds: range) -> tuple[int, list
     really leads.
     """
     clear(room)
-    log, temporary = room / "log", room / "tmp"
+    temporary = room / "tmp"
     temporary.mkdir()
-    trace = ["strace", "-f", "-qq", "-y", "--seccomp-bpf", "-s", "4096", "-e", "trace=open,openat,openat2", "-o", log]
+    ours = [room / "room" / "bundle", sources, temporary, sys.prefix, sys.base_prefix, ROOT, Path.home() / ".cache"]
+    ours += [Path(path).resolve() for path in sys.path if path]
+    reading, writing = os.pipe()
+    trace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-y",
+        "--seccomp-bpf",
+        "-e",
+        "trace=open,openat,openat2",
+        "-o",
+        f"/dev/fd/{writing}",
+    ]
     worker = [sys.executable, "-m", "benchmarks.fuzz", "--sources", sources, "--room", room / "room"]
     worker += ["--first", str(seeds.start), "--bundles", str(len(seeds))]
-    subprocess.run([*trace, *worker], check=True, env={**os.environ, "TMPDIR": str(temporary)})
-    ours = [room / "room" / "bundle", sources, temporary, sys.prefix, sys.base_prefix, ROOT]
-    ours += [Path(path).resolve() for path in sys.path if path]
-    return read_in(log.read_text(errors="replace"), [str(path) for path in ours])
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen([*trace, *worker], pass_fds=[writing], env=environment) as process:
+        os.close(writing)
+        with os.fdopen(reading, errors="replace") as log:
+            found = read_in(log, [str(path) for path in ours])
+    if process.returncode:
+        raise RuntimeError(f"strace ended with status {process.returncode}")
+    return found
 
 
-def read_in(log: str, ours: Sequence[str]) -> tuple[int, list[str]]:
+def read_in(log: Iterable[str], ours: Sequence[str]) -> tuple[int, list[str]]:
     """How many files a log of strace says were opened for reading, and those that are neither ours nor the system's."""
-    calls = [re.search(r"(?:O_RDONLY|O_RDWR).*\) = \d+<(.*)>$", line) for line in log.splitlines()]
-    paths = [call[1] for call in calls if call and "O_DIRECTORY" not in call[0]]
-    own = tuple(f"{path}/" for path in ours)
-    return len(paths), sorted({path for path in paths if not _SYSTEM.match(path) and not path.startswith(own)})
+    count, elsewhere = 0, set()
+    for line in log:
+        call = re.search(r"(?:O_RDONLY|O_RDWR).*\) = \d+<(.*)>$", line)
+        if call and "O_DIRECTORY" not in line:
+            count += 1
+            path = f"{call[1]}/"
+            if not _SYSTEM.match(path) and not path.startswith(tuple(f"{own}/" for own in ours)):
+                elsewhere.add(call[1])
+    return count, sorted(elsewhere)
 
 
 def campaign(sources: Path, room: Path, seeds: range, *, loud: bool = True) -> Tally:
-    """Every seed in turn."""
+    """Every seed in turn, in a process with little memory: whatever is damaged is not to be read by this one."""
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     tally, began = Tally(), time.monotonic()
     for done, seed in enumerate(seeds, start=1):
         examine(sources, room, seed, tally)

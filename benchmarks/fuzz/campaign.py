@@ -113,7 +113,7 @@ def _substance(bundle: Path) -> dict[str, object]:
     """Everything that matters about a bundle."""
     found: dict[str, object] = {}
     for path, mode in members(bundle):
-        small = stat.S_ISREG(mode) and Path(path).stat().st_size < 2**30
+        small = stat.S_ISREG(mode) and Path(path).stat().st_size < 2**26
         found[path.removeprefix(str(bundle))] = Path(path).read_bytes() if small else mode
     with suppress(KeyError, TypeError, ValueError, RecursionError):
         found["/manifest.json"] = json.dumps(json.loads(found["/manifest.json"]))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from benchmarks.fuzz.victims import Inapplicable, Victim
 @damage()
 def flip_bits(victim: Victim) -> None:
     file = victim.file()
-    content = bytearray(file.read_bytes())
+    content = bytearray(victim.read(file))
     for _ in range(victim.random.choice([1, 1, 2, 16])):
         if content:
             content[victim.random.randrange(len(content))] ^= 1 << victim.random.randrange(8)
@@ -27,14 +27,14 @@ def flip_bits(victim: Victim) -> None:
 @damage()
 def insert_bytes(victim: Victim) -> None:
     file = victim.file()
-    content, at = file.read_bytes(), victim.random.randint(0, file.stat().st_size)
+    content, at = victim.read(file), victim.random.randint(0, file.stat().st_size)
     file.write_bytes(content[:at] + victim.random.randbytes(victim.random.choice([1, 4, 1000])) + content[at:])
 
 
 @damage()
 def delete_bytes(victim: Victim) -> None:
     file = victim.file()
-    content, at = file.read_bytes(), victim.random.randint(0, file.stat().st_size)
+    content, at = victim.read(file), victim.random.randint(0, file.stat().st_size)
     file.write_bytes(content[:at] + content[at + victim.random.choice([1, 4, 100]) :])
 
 
@@ -64,7 +64,7 @@ def noise(victim: Victim) -> None:
 @damage()
 def repeat(victim: Victim) -> None:
     file = victim.file()
-    file.write_bytes(file.read_bytes() * 2)
+    file.write_bytes(victim.read(file) * 2)
 
 
 @damage()
@@ -86,7 +86,7 @@ def sparse_weights(victim: Victim) -> None:
 @damage()
 def swap_files(victim: Victim) -> None:
     one, other = victim.file(), victim.file()
-    if one.read_bytes() == other.read_bytes():
+    if victim.read(one) == victim.read(other):
         raise Inapplicable
     aside = victim.path / "aside"
     one.rename(aside)

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from math import inf
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -216,14 +216,15 @@ def _prove(graph: genkit.Graph, file: Path, runtimes: Sequence[genkit.Runtime], 
 
 
 def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: int | None) -> Iterator[genkit.Check]:
-    yield from bundle.check_files()
+    files = bundle.check_files()
+    yield from files
+    if not all(check.ok for check in files):  # they are not read any further: copied, parsed, given to native code
+        return
     if not bundle.manifest.graphs:
         yield genkit.Check("", "graphs", False, "the bundle holds no graph")
     for graph in bundle.manifest.graphs:
         try:
             file, cases = bundle.file(graph.file), bundle.cases(graph)
-            if graph.data is not None:
-                bundle.file(str(PurePosixPath(graph.file).parent / graph.data))
         except genkit.VerificationFailed as error:
             yield genkit.Check(graph.name, "golden vectors", False, str(error))
         else:
