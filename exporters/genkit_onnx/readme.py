@@ -34,7 +34,7 @@ def recipes(manifest: genkit.Manifest) -> str:
     result = f"draws the {rows} images, {grid.columns} in a line" if grid else "prints the first row of every output"
     fresh = samples([*prior, graph])
     sections = [
-        _BEFORE.format(graph=graph.name, file=graph.file, folder=folder, rows=rows, result=result),
+        _BEFORE.format(file=graph.file, folder=folder, rows=rows, result=result),
         _PYTHON.format(recipe(graph, PYTHON)),
         *([_SAMPLES.format(fresh)] if fresh else []),
         _NODE.format(recipe(graph, NODE)),
@@ -56,11 +56,10 @@ _BEFORE = """\
 ## Run `{file}`
 
 Each of these programs runs `{file}` on the {rows} inputs in `{folder}` and
-{result}. Some of these inputs are extreme on purpose, or zero. PyTorch's own answers lie beside
-them.
+{result}. Some of the inputs are extreme or zero on purpose. PyTorch's own answers lie beside them.
 
-Save a program beside this directory, which it expects under the name `bundle`. Files that are added inside would be
-reported by `genkit verify`.
+Save a program next to this directory, not in it, where `genkit verify` would report it. It looks for the directory
+under the name `bundle`.
 """
 
 _PYTHON = """\

@@ -54,7 +54,7 @@ session = onnxruntime.InferenceSession("bundle/@file")
 [images] = session.run([@first], @feeds)
 
 grid = images.reshape(@lines, @columns, @channels, @height, @width).transpose(0, 3, 1, 4, 2)  # channels last
-pixels = (255 * grid + 0.5).astype(np.uint8)
+pixels = (255 * grid.astype(float) + 0.5).astype(np.uint8)
 Path("@picture").write_bytes(b"@header" + pixels.tobytes())""",
     show_rows="""\
 names = [@names]
@@ -174,7 +174,7 @@ int main() {
   picture << "@header";
   for (int line = 0; line < @lines; ++line) for (int y = 0; y < @height; ++y)
     for (int column = 0; column < @columns; ++column) for (int x = 0; x < @width; ++x)@per_channel
-      picture.put(static_cast<unsigned char>(255 * images[@index] + 0.5f));""",
+      picture.put(static_cast<unsigned char>(255.0 * images[@index] + 0.5));""",
     colour=" for (int c = 0; c < 3; ++c)",
     show_rows="@outputs",
     each_output="""\

@@ -138,7 +138,7 @@ class Published:
         return genkit.Bundle.open(self.directory / "bundle").manifest.graphs[-1]
 
     def run(self, file: str, **environment: str) -> str:
-        """Runs the commands that the README prints after a program, as they are; what they print."""
+        """What the commands print that the README gives after a program. Packages are installed already."""
         script = "\n".join(line for line in self.commands[file] if not _installs(line))
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         run = subprocess.run(
