@@ -18,8 +18,7 @@ def readme(manifest: genkit.Manifest) -> str:
             "",
             *_FILES,
             "",
-            "`genkit verify` of this directory checks all of it again, without PyTorch.",
-            "",
+            _GENKIT.format(deployment=genkit.DEPLOYMENT, use="\n".join(_use(manifest))),
             recipes(manifest),
         ]
     )
@@ -51,6 +50,26 @@ _FILES = [
     "| `parity.json` | what was measured before this was published, with the limits |",
     "| `test_data/` | inputs with PyTorch's float32 answers (`output_*.pb`) and float64 answers (`reference_*.pb`) |",
 ]
+
+_GENKIT = """\
+## With genkit
+
+Without PyTorch, in a fraction of its size:
+
+```console
+{deployment}
+genkit verify bundle
+```
+
+That checks everything again: the files, the graphs in float64, and the numbers of the runtime on this machine.
+
+```python
+import genkit
+
+model = genkit.load_bundle("bundle")  # proven first, in a second or so
+{use}
+```
+"""
 
 _BEFORE = """\
 ## Run `{file}`
@@ -135,6 +154,20 @@ g++ -std=c++17 -O2 run.cpp -o run -I"$OV/include" "$OV"/libs/libopenvino.so.* -W
 def _title(manifest: genkit.Manifest) -> str:
     recipe = manifest.about.get("recipe")
     return str(recipe["name"]) if isinstance(recipe, dict) and "name" in recipe else "Exported graphs"
+
+
+def _use(manifest: genkit.Manifest) -> list[str]:
+    """A line for each graph that can be run on what the lines before it gave."""
+    graphs = {graph.name: graph for graph in manifest.graphs}
+    if "decoder" not in graphs or not samples([graphs[name] for name in ("prior", "decoder") if name in graphs]):
+        return ["print(model.graphs)"]
+    lines, known = ["x = model.sample(16, seed=0)  # a numpy array"], {"x"}
+    for graph in (graph for graph in manifest.graphs if {value.name for value in graph.inputs} <= known):
+        feeds = ", ".join(f"{value.name}={value.name}" for value in graph.inputs)
+        results = ", ".join(value.name for value in graph.outputs) + ("," if len(graph.outputs) == 1 else "")
+        lines.append(f'{results} = model.run("{graph.name}", {feeds})')
+        known |= {value.name for value in graph.outputs}
+    return lines
 
 
 def _interface(manifest: genkit.Manifest) -> list[str]:
