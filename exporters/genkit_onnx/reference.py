@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from math import log, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ _FACTORS = (4.0, 1.0, 2.0, 0.01, 0.0, None)
 _ROUNDING = RUNTIME.max * U
 _TRIALS = 8
 """How far, relative to themselves, and how often weights and inputs are moved to find ties between codes."""
+
+_SAMPLES = 2**15
+"""How many numbers of an input are compared with the distribution that it is said to have."""
 
 
 class _Float32Constants(TorchFunctionMode):
@@ -65,7 +69,8 @@ def compute_reference(graph: genkit.Graph, seed: int) -> Reference:
     """Draws the gate's inputs from ``seed`` and runs copies of the module in evaluation mode on the CPU.
 
     Raises:
-        ExportRefused: for a module that draws noise, does not return its outputs, or does not run in float64.
+        ExportRefused: for a module that draws noise, does not return its outputs, or does not run in float64, and for
+            inputs that are not drawn as their graph says.
     """
     generator = Generator().manual_seed(seed)
     with genkit.unvalidated(), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -85,8 +90,11 @@ def compute_reference(graph: genkit.Graph, seed: int) -> Reference:
                 remedy = "take the noise as an input of the graph"
                 raise genkit.ExportRefused(f"{noisy[0]}: the module gives other numbers for the same inputs; {remedy}")
             cases.append(genkit.Case(inputs, outputs, _run(graph, double, inputs, wide=True)))
+        _check_ranges(graph, cases)
         cases = _with_ties(graph, double, cases)
         values = _values(graph, cases[0].inputs), _values(graph, cases[0].outputs)
+        for value in values[0]:
+            _check_distribution(graph.inputs[value.name], value, seed)
         ignores = {}
         for name, batch in probes(values[0], cases).items():
             still = inert(partial(_run, graph, single), batch)
@@ -147,19 +155,78 @@ def _draw(graph: genkit.Graph, rows: int, generator: Generator) -> dict[str, Arr
     """As drawn, and made hard: tails, nearly zero, zero, one-hot; within the range where the graph has one."""
     batch = {}
     for name, spec in graph.inputs.items():
-        try:
-            x = spec.draw(rows, generator)
-        except Exception as error:  # a plugin's own code, which can raise anything
-            raise genkit.ExportRefused(f"{name}: its draw function fails: {one_line(error)}") from error
-        shape = (rows, *spec.shape)
-        if x.dtype != spec.dtype or x.shape != shape:
-            found = f"{_name(x.dtype)} {tuple(x.shape)}"
-            raise genkit.ExportRefused(f"{name}: its draw function gives {found}, expected {_name(spec.dtype)} {shape}")
+        before = generator.get_state()
+        x = _drawn(graph, name, rows, generator)
+        if rows == BATCHES[1] and not torch.equal(x, _drawn(graph, name, rows, Generator().set_state(before))):
+            raise genkit.ExportRefused(f"{name}: its draw function does not follow its generator; pass it on")
         if x.is_floating_point():
             x = torch.stack([_harden(row, _FACTORS[i % len(_FACTORS)], generator) for i, row in enumerate(x)])
             x = x.clamp(*graph.ranges[name]) if name in graph.ranges else x
         batch[name] = x.numpy(force=True)
     return batch
+
+
+def _drawn(graph: genkit.Graph, name: str, rows: int, generator: Generator) -> Tensor:
+    """What the draw function gives, which has to be what the graph says of it."""
+    spec, shape = graph.inputs[name], (rows, *graph.inputs[name].shape)
+    try:
+        x = spec.draw(rows, generator)
+    except Exception as error:  # a plugin's own code, which can raise anything
+        raise genkit.ExportRefused(f"{name}: its draw function fails: {one_line(error)}") from error
+    given = None
+    if x.dtype != spec.dtype or x.shape != shape:
+        given = f"{_name(x.dtype)} {tuple(x.shape)}, expected {_name(spec.dtype)} {shape}"
+    elif not x.isfinite().all():
+        given = "numbers that are not finite"
+    elif rows == max(BATCHES) and x.is_floating_point() and (x == x[:1]).all():
+        given = "the same for every row, which shows nothing of the rest"
+    elif name in graph.ranges and (outside := _outside(x.numpy(force=True), graph.ranges[name])):
+        given = f"numbers outside of {_interval(graph.ranges[name])}: {outside:.4g}"
+    if given:
+        raise genkit.ExportRefused(f"{name}: its draw function gives {given}")
+    return x
+
+
+def _outside(values: Array, bounds: tuple[float, float]) -> float | None:
+    """The number that is the furthest outside of the bounds, if it is so by more than scaling to them may round."""
+    slack = 1e-6 * (bounds[1] - bounds[0])
+    low, high = float(values.min()), float(values.max())
+    if max(bounds[0] - low, high - bounds[1]) <= slack:
+        return None
+    return low if bounds[0] - low > high - bounds[1] else high
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"[{bounds[0]:g}, {bounds[1]:g}]"
+
+
+def _check_ranges(graph: genkit.Graph, cases: Sequence[genkit.Case]) -> None:
+    """Refuses an output that is not where its graph says that it is."""
+    for name in graph.ranges.keys() & set(graph.outputs):
+        for case in cases:
+            outside = _outside(case.references[name], graph.ranges[name])
+            if outside is not None:
+                bounds = _interval(graph.ranges[name])
+                reason = f"PyTorch's own goes beyond its range {bounds}: {outside:.4g}; bound it, or give no range"
+                raise genkit.ExportRefused(f"{name}: {reason}")
+
+
+def _check_distribution(spec: genkit.Input, value: genkit.Value, seed: int) -> None:
+    """Refuses an input that is drawn otherwise than those who deploy the graph are told to draw it.
+
+    By the two-sample statistic of Kolmogorov and Smirnov, all elements pooled, at a level of one in a billion.
+    """
+    if value.distribution is None:
+        return
+    rows = -(-_SAMPLES // max(1, prod(spec.shape)))
+    ours = np.sort(spec.draw(rows, Generator().manual_seed(seed)).numpy(force=True), axis=None)
+    told = np.sort(value.draw(np.random.default_rng(seed), rows), axis=None)
+    grid = np.concatenate([ours, told])
+    apart = np.abs(np.searchsorted(ours, grid, "right") - np.searchsorted(told, grid, "right")).max() / len(ours)
+    if apart > sqrt(log(2e9) / len(ours)):
+        kind, parameters = value.distribution.kind, value.distribution.parameters
+        told_as = f"{kind} {parameters}" if np.size(parameters) <= len(parameters) else kind
+        raise genkit.ExportRefused(f"{value.name}: its draw function does not give what its distribution says: {told_as}")
 
 
 def _harden(row: Tensor, factor: float | None, generator: Generator) -> Tensor:
