@@ -6,7 +6,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -15,6 +15,9 @@ from genkit_onnx.accuracy import rounding_errors
 from genkit_onnx.proof import prove
 from genkit_onnx.readme import readme
 from genkit_onnx.reduction import longest_reduction
+
+if TYPE_CHECKING:
+    from genkit_onnx.reference import Reference
 
 _OLDEST_OPSET = 18  # PyTorch's own; it converts down only where it can
 
@@ -92,9 +95,10 @@ def _build(
         detail = f"{', '.join(unfit)}: names have to differ, and to be of letters, digits, _ and -"
         yield genkit.Check("", "graphs", False, detail)
         return
+    references = yield from _compute_references(offered, seed)
     bundled = []
-    for graph in offered:
-        entry = yield from _build_graph(graph, staging, opset, seed)
+    for graph, reference in references:
+        entry = yield from _build_graph(graph, reference, staging, opset, seed)
         bundled += [entry] if entry else []
     if len(bundled) < len(offered):
         return
@@ -105,19 +109,30 @@ def _build(
     yield from _verify(genkit.Bundle.open(staging), runtimes, rows=None)
 
 
+def _compute_references(
+    graphs: Sequence[genkit.Graph], seed: int
+) -> Generator[genkit.Check, None, list[tuple[genkit.Graph, Reference]]]:
+    """All of them before anything is translated: graphs share their modules, and a translator may touch one."""
+    from genkit_onnx.reference import compute_reference
+
+    references = []
+    for graph in graphs:
+        try:
+            references.append((graph, compute_reference(graph, seed)))
+        except genkit.ExportRefused as error:
+            yield genkit.Check(graph.name, "reference", False, str(error))
+        else:
+            yield genkit.Check(graph.name, "reference", True, "PyTorch gives the same bits twice, and runs in float64")
+    return references
+
+
 def _build_graph(
-    graph: genkit.Graph, staging: Path, opset: int, seed: int
+    graph: genkit.Graph, reference: Reference, staging: Path, opset: int, seed: int
 ) -> Generator[genkit.Check, None, genkit.BundledGraph | None]:
-    """Writes one graph and its golden vectors; nothing where its module has no reference or no translation."""
-    from genkit_onnx.reference import compare_weights, compute_reference
+    """Writes one graph and its golden vectors; nothing where its module has no translation."""
+    from genkit_onnx.reference import compare_weights
     from genkit_onnx.translate import translate
 
-    try:
-        reference = compute_reference(graph, seed)
-    except genkit.ExportRefused as error:
-        yield genkit.Check(graph.name, "reference", False, str(error))
-        return None
-    yield genkit.Check(graph.name, "reference", True, "PyTorch gives the same bits twice, and runs in float64")
     try:
         content = translate(graph, opset, seed)
     except genkit.ExportRefused as error:
@@ -142,7 +157,6 @@ def _build_graph(
 
 
 def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: int | None) -> Iterator[genkit.Check]:
-    yield from bundle.check_files()
     if not bundle.manifest.graphs:
         yield genkit.Check("", "graphs", False, "the bundle holds no graph")
     for graph in bundle.manifest.graphs:
@@ -152,6 +166,7 @@ def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: 
             yield genkit.Check(graph.name, "golden vectors", False, str(error))
         else:
             yield from prove(graph, file, cases, runtimes, rows=rows)
+    yield from bundle.check_files()  # last, so that they are still what was proven
 
 
 def _default_runtimes() -> list[genkit.Runtime]:
