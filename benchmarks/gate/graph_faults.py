@@ -452,6 +452,12 @@ def one_pixel(model: ModelProto, random: Random) -> None:
     splice(model, "x", "new = Add(old, mask)", mask=mask)
 
 
+@fault("conv_decoder", says={"graph proof": "scale: numbers up to"})
+def floor_below_large_numbers(model: ModelProto, random: Random) -> None:
+    """A standard deviation is at least a thousandth, in an output that is large elsewhere."""
+    splice(model, "scale", "new = Max(old, floor)", floor=1e-3)
+
+
 # Weights
 
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 import genkit
 from benchmarks.gate.exports import Translate, after_the_proof, translator
-from benchmarks.gate.faults import NUMBERS, ROWS, WEIGHTS, Fault, collector
-from benchmarks.gate.subjects import LATENT, SUBJECTS, image, label, latent, lived_in
+from benchmarks.gate.faults import NUMBERS, WEIGHTS, Fault, collector
+from benchmarks.gate.subjects import LATENT, SUBJECTS, image, label, latent, weighted
 from benchmarks.gate.surgery import reweight, weights
 
 Graphs = tuple[genkit.Graph, ...]
@@ -45,7 +45,7 @@ class Faulty(nn.Module):
 
 def _of(module: nn.Module, seed: int, **inputs: genkit.Input) -> Graphs:
     inputs = inputs or {"z": latent()}
-    return (genkit.Graph("faulty", lived_in(module, {}, seed), inputs, ("y",)),)
+    return (genkit.Graph("faulty", weighted(module, torch.Generator().manual_seed(seed)), inputs, ("y",)),)
 
 
 def module(says: dict[str, str]) -> Callable[[Callable[[Tensor], object]], Callable[[Tensor], object]]:
@@ -180,16 +180,17 @@ class _StillTraining(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.norm = nn.Linear(LATENT, 6), nn.BatchNorm1d(6)
+        self.layer, self.norm = nn.Conv1d(1, 3, 3), nn.BatchNorm1d(3)
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        return (F.batch_norm(self.layer(z), None, None, self.norm.weight, self.norm.bias, training=len(z) > 1),)
+        self.norm.train()
+        return (self.norm(self.layer(z[:, None])),)
 
 
 @fault("module", says=NUMBERS)
 @contextmanager
 def batch_norm_left_in_training(seed: int) -> Iterator[Graphs]:
-    """Batch norm by the statistics of the batch, but for a single row, for which there are none."""
+    """Batch norm by the statistics of the batch."""
     yield _of(_StillTraining(), seed)
 
 
@@ -212,30 +213,36 @@ def state_in_forward(seed: int) -> Iterator[Graphs]:
     yield _of(_Counting(), seed)
 
 
-class _Handle(nn.Module):
-    """Noise of a generator of its own."""
+class _Frozen(nn.Module):
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        return (z + torch.randn(LATENT, generator=generator, dtype=z.dtype),)
+
+
+@fault("module", says={"translation": ""})
+@contextmanager
+def noise_with_a_seed_of_its_own(seed: int) -> Iterator[Graphs]:
+    """The same noise in each call, but not the same in float32 and in float64."""
+    yield _of(_Frozen(), seed)
+
+
+class _Attached(nn.Module):
+    """Keeps what another computation gave, with all of its history."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.generator = torch.Generator()
+        self.layer = nn.Linear(LATENT, 6)
+        self.shift = self.layer.bias * 2
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        return (z + torch.randn(z.shape, generator=self.generator, dtype=z.dtype),)
+        return (self.layer(z) + self.shift,)
 
 
 @fault("module", says={"reference": "the module cannot be copied"})
 @contextmanager
-def generator_in_the_module(seed: int) -> Iterator[Graphs]:
-    """A handle that cannot be copied, so that there is nothing untouched to compare with."""
-    yield _of(_Handle(), seed)
-
-
-class _Frozen(nn.Module):
-    """The same noise in each call, which float32 and float64 draw differently."""
-
-    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(0)
-        return (z + torch.randn(LATENT, generator=generator, dtype=z.dtype),)
+def part_of_a_computation(seed: int) -> Iterator[Graphs]:
+    """A tensor that cannot be copied, so that there is nothing untouched to compare with."""
+    yield (genkit.Graph("faulty", _Attached(), {"z": latent()}, ("y",)),)
 
 
 # How inputs are drawn
@@ -272,7 +279,7 @@ def draw_of_another_dtype(seed: int) -> genkit.Input:
     return _latent(lambda n, g: torch.randn(n, LATENT, generator=g).double())
 
 
-@drawn({"reference": "z: its draw function fails: division by zero"})
+@drawn({"reference": "z: its draw function fails: integer division or modulo by zero"})
 def draw_that_fails(seed: int) -> genkit.Input:
     """An error in somebody else's code."""
     return _latent(lambda n, g: torch.ones(n) / (1 // 0))
@@ -415,12 +422,12 @@ class _Half(nn.Module):
         return (self.model[self.part](z),)
 
 
-@fault("machinery", says={"translation": "changed the module"})
+@fault("machinery", says=NUMBERS)
 @contextmanager
 def mutation_before_the_next_reference(seed: int) -> Iterator[Graphs]:
     """Two graphs of one model, and a translator whose first translation changes what the second is compared with."""
     model = nn.ModuleList([nn.Linear(LATENT, 6), nn.Linear(LATENT, 6)])
-    lived_in(model, {}, seed)
+    weighted(model, torch.Generator().manual_seed(seed))
 
     def changed(translate: Translate) -> Translate:
         def run(graph: genkit.Graph, opset: int, seed: int) -> bytes:

@@ -71,7 +71,7 @@ class MLPDecoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """z -> the mean of a Gaussian over pictures, which nothing bounds; batch norm, and the exact GELU."""
+    """z -> the mean and the scale of a Gaussian over pictures, which nothing bounds; batch norm, and the exact GELU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,12 +79,13 @@ class ConvDecoder(nn.Module):
         self.up = nn.ConvTranspose2d(6, 6, 4, stride=2, padding=1)
         self.norm = nn.BatchNorm2d(6)
         self.mix = nn.Conv2d(6, 6, 3, padding=1)
-        self.last = nn.ConvTranspose2d(6, 1, 4, stride=2, padding=1)
+        self.last = nn.ConvTranspose2d(6, 2, 4, stride=2, padding=1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         h = self.start(z).unflatten(1, (6, 3, 3))
         h = F.gelu(self.norm(self.up(h)))
-        return (self.last(F.gelu(self.mix(h))),)
+        mean, log_scale = self.last(F.gelu(self.mix(h))).chunk(2, 1)
+        return mean, log_scale.exp()
 
 
 class VQEncoder(nn.Module):
@@ -135,15 +136,21 @@ class ConditionalDecoder(nn.Module):
         return (probabilities * greys[:, None, None]).sum(1, keepdim=True), probabilities
 
 
-def lived_in(module: nn.Module, inputs: Mapping[str, genkit.Input], seed: int) -> nn.Module:
-    """``module`` with weights of a trained size, and with batch norms that have seen a few batches."""
-    generator = torch.Generator().manual_seed(seed)
+def weighted(module: nn.Module, generator: torch.Generator) -> nn.Module:
+    """``module`` with weights as large as those of a trained one."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             scale = 1.5 * parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.2
             center = 1.0 if "norm.weight" in name else 0.0
             parameter.copy_(center + scale * torch.randn(parameter.shape, generator=generator))
-        module.train()
+    return module
+
+
+def lived_in(module: nn.Module, inputs: Mapping[str, genkit.Input], seed: int) -> nn.Module:
+    """``module`` with such weights, and with batch norms that have seen a few batches."""
+    generator = torch.Generator().manual_seed(seed)
+    weighted(module, generator).train()
+    with torch.no_grad():
         for _ in range(20):
             module(*(value.draw(32, generator) for value in inputs.values()))
     return module.eval()
@@ -160,7 +167,7 @@ def _mlp(seed: int) -> tuple[genkit.Graph, ...]:
 
 def _conv(seed: int) -> tuple[genkit.Graph, ...]:
     z = {"z": latent()}
-    return (genkit.Graph("conv_decoder", lived_in(ConvDecoder(), z, seed), z, ("x",)),)
+    return (genkit.Graph("conv_decoder", lived_in(ConvDecoder(), z, seed), z, ("x", "scale")),)
 
 
 def _vq(seed: int) -> tuple[genkit.Graph, ...]:
