@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from benchmarks.gate.faults import NUMBERS, ROWS, WEIGHTS, Fault, collector
 from benchmarks.gate.subjects import CLASSES, CODES, LATENT
@@ -27,6 +27,13 @@ ALL = (*FLOATS, "vq_encoder")
 def _output(model: ModelProto) -> str:
     name: str = model.graph.output[0].name
     return name
+
+
+def _one_of(value: ValueInfoProto, random: Random) -> np.ndarray:
+    """1 in one element of ``value`` and 0 in the others, without the batch."""
+    mask = np.zeros([dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]])
+    mask.flat[random.integers(mask.size)] = 1
+    return mask
 
 
 def _hidden(model: ModelProto, random: Random) -> str:
@@ -52,7 +59,7 @@ def constant_output(model: ModelProto, random: Random) -> None:
 @fault(*DECODERS, says={"graph proof": "does not react to z["})
 def ignored_latent(model: ModelProto, random: Random) -> None:
     """One of the latents is not read."""
-    splice(model, "z", "new = Mul(old, mask)", mask=1.0 - np.eye(LATENT)[random.integers(LATENT)])
+    splice(model, "z", "new = Mul(old, mask)", mask=1 - _one_of(model.graph.input[0], random))
 
 
 @fault("conditional_decoder", says={"graph proof": "does not react to condition[0]"})
@@ -107,9 +114,8 @@ def infinity_less_infinity(model: ModelProto, random: Random) -> None:
 @fault("mlp_decoder", "vq_decoder", says={"graph proof": "values are not finite"})
 def infinite_pixel(model: ModelProto, random: Random) -> None:
     """One pixel is infinite."""
-    mask = np.zeros((1, 8, 8))
-    mask.flat[random.integers(mask.size)] = np.inf
-    splice(model, "x", "new = Add(old, mask)", mask=mask)
+    mask = _one_of(model.graph.output[0], random)
+    splice(model, "x", "new = Add(old, mask)", mask=np.where(mask, np.inf, 0))
 
 
 # Shapes, dtypes, names
@@ -447,9 +453,7 @@ def one_code(model: ModelProto, random: Random) -> None:
 @fault("mlp_decoder", "vq_decoder", says=NUMBERS)
 def one_pixel(model: ModelProto, random: Random) -> None:
     """One pixel is off by a hundred-thousandth."""
-    mask = np.zeros((1, 8, 8))
-    mask.flat[random.integers(mask.size)] = 1e-5
-    splice(model, "x", "new = Add(old, mask)", mask=mask)
+    splice(model, "x", "new = Add(old, mask)", mask=1e-5 * _one_of(model.graph.output[0], random))
 
 
 @fault("conv_decoder", says={"graph proof": "scale: numbers up to"})

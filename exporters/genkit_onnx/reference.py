@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import genkit
-from genkit_onnx.accuracy import RUNTIME, Array, U
+from genkit_onnx.accuracy import GRAPH, RUNTIME, Array, U, rounding_errors
 from genkit_onnx.probes import inert, probes
 from genkit_onnx.structure import one_line
 
@@ -69,8 +69,8 @@ def compute_reference(graph: genkit.Graph, seed: int) -> Reference:
     """Draws the gate's inputs from ``seed`` and runs copies of the module in evaluation mode on the CPU.
 
     Raises:
-        ExportRefused: for a module that draws noise, does not return its outputs, or does not run in float64, and for
-            inputs that are not drawn as their graph says.
+        ExportRefused: for a module that draws noise, couples its rows, does not return its outputs, or does not run in
+            float64, and for inputs that are not drawn as their graph says.
     """
     generator = Generator().manual_seed(seed)
     with genkit.unvalidated(), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -91,6 +91,7 @@ def compute_reference(graph: genkit.Graph, seed: int) -> Reference:
                 raise genkit.ExportRefused(f"{noisy[0]}: the module gives other numbers for the same inputs; {remedy}")
             cases.append(genkit.Case(inputs, outputs, _run(graph, double, inputs, wide=True)))
         _check_ranges(graph, cases)
+        _check_rows(graph, double, cases)
         cases = _with_ties(graph, double, cases)
         values = _values(graph, cases[0].inputs), _values(graph, cases[0].outputs)
         for value in values[0]:
@@ -209,6 +210,19 @@ def _check_ranges(graph: genkit.Graph, cases: Sequence[genkit.Case]) -> None:
                 bounds = _interval(graph.ranges[name])
                 reason = f"PyTorch's own goes beyond its range {bounds}: {outside:.4g}; bound it, or give no range"
                 raise genkit.ExportRefused(f"{name}: {reason}")
+
+
+def _check_rows(graph: genkit.Graph, double: nn.Module, cases: Sequence[genkit.Case]) -> None:
+    """Refuses a module whose rows depend on one another, in float64, where a small dependence cannot drown."""
+    errors = rounding_errors(cases)
+    for case in (case for case in cases if 1 < case.rows <= BATCHES[2]):
+        for row in range(case.rows):
+            alone = _run(graph, double, {name: x[row : row + 1] for name, x in case.inputs.items()}, wide=True)
+            for name, error in errors.items():
+                together = case.references[name][row : row + 1]
+                if alone[name].shape != together.shape or np.abs(alone[name] - together).max() > GRAPH.max * error.max:
+                    reason = f"in PyTorch, a row by itself gives other numbers than in a batch of {case.rows}"
+                    raise genkit.ExportRefused(f"{name}: {reason}; let no row depend on another")
 
 
 def _check_distribution(spec: genkit.Input, value: genkit.Value, seed: int) -> None:
