@@ -1,8 +1,8 @@
 """``python -m benchmarks.faults``: ten trials of every fault, for the parity gate and for other people's checks.
 
 Each trial has its own weights, its own inputs and its own place of the fault. The figures go to
-``benchmarks/results/faults.json``, and from there to ``docs/gate.md``. With ``--pages`` the page is written again from the
-figures that are there. It takes optimum to be compared with: ``pip install 'genkit-torch[bench]'``.
+``benchmarks/results/faults.json``, and from there to ``docs/gate.md``. With ``--pages`` the page is written again from
+the figures that are there. The comparison needs optimum: ``pip install 'genkit-torch[bench]'``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def campaign(trials: int) -> dict[str, Any]:
             run(number, Path(folder), tally)
         done = time.process_time() - started
         missed = [name for name, entry in tally.faults.items() if entry["named"] < entry["trials"]]
-        print(f"trial {number + 1} of {trials}, {done:.0f} s: {len(tally.faults)} faults, not always named: {missed}")
+        print(f"trial {number + 1} of {trials}, {done:.0f} s, not always named: {missed or 'none'}", flush=True)
     return {
         "device": f"cpu, {torch.get_num_threads()} threads",
         "python": platform.python_version(),

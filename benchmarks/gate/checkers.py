@@ -1,7 +1,7 @@
 """What other people check after an export, each with its own thresholds on its usual input.
 
-Each is made for a graph and a seed, takes a file, and says whether it would have warned whoever exported it. All of them
-get what they usually get: one batch as the graph's inputs draw it, with no row made hard.
+Each is made for a graph and a seed, takes a file, and says whether it would have warned whoever exported it. All of
+them get what they usually get: one batch as the graph's inputs draw it, with no row made hard.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def torch_verify(graph: genkit.Graph, seed: int) -> Checker:
     """``torch.onnx.export(verify=True)``: onnx's checker, then the example input of three rows.
 
     The comparison is torch's own ``verify_onnx_program``, on torch's own program of the module, into which the faulty
-    model is put. That an error of 5e-3, or of 0.1 relative to the output, is too large is what ``export`` itself says (in
-    its ``_core.py``). It prints that and returns: what counts here as refused is in truth a line in a log.
+    model is put. That an error of 5e-3, or of 0.1 relative to the output, is too large is what ``export`` itself says
+    (in its ``_core.py``). It prints that and returns: what counts here as refused is in truth a line in a log.
     """
     with _silence():
         program = torch.onnx.export(
@@ -119,8 +119,8 @@ class _Named(nn.Module):
 
 
 def optimum(graph: genkit.Graph, seed: int) -> Checker:
-    """optimum's ``validate_model_outputs`` itself, with the tolerance (atol 1e-5, and numpy's rtol 1e-5) and the batch
-    of two that are its defaults.
+    """The ``validate_model_outputs`` of optimum itself, with the tolerance (atol 1e-5, and numpy's rtol 1e-5) and the
+    batch of two that are its defaults.
     """
     from optimum.exporters.base import ExporterConfig
     from optimum.exporters.onnx.base import OnnxConfig

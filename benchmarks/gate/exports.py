@@ -85,9 +85,7 @@ def translator(change: Callable[[Translate], Translate]) -> Iterator[None]:
 def after_the_proof(act: Callable[[Path], None]) -> Iterator[None]:
     """Does something to each file of a graph when all has been said about it."""
 
-    def proven(
-        graph: genkit.BundledGraph, file: Path, *arguments: object, **options: object
-    ) -> Iterator[genkit.Check]:
+    def proven(graph: genkit.BundledGraph, file: Path, *arguments: object, **options: object) -> Iterator[genkit.Check]:
         yield from prove(graph, file, *arguments, **options)
         act(file)
 

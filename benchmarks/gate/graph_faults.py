@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from benchmarks.gate.faults import NUMBERS, ROWS, WEIGHTS, Fault, collector
 from benchmarks.gate.subjects import CLASSES, CODES, LATENT
@@ -158,7 +158,7 @@ def codes_as_floats(model: ModelProto, random: Random) -> None:
 
 @fault("mlp_encoder", says={"graph proof": "mean: "})
 def swapped_contents(model: ModelProto, random: Random) -> None:
-    """mean under the name of log_var and the other way round; their shapes are alike."""
+    """The mean under the name of log_var and the other way round; their shapes are alike."""
     other = {"mean": "log_var", "log_var": "mean"}
     for node in model.graph.node:
         node.output[:] = [other.get(name, name) for name in node.output]
@@ -166,7 +166,7 @@ def swapped_contents(model: ModelProto, random: Random) -> None:
 
 @fault("mlp_encoder", says={"graph proof": "log_var: "})
 def duplicated_output(model: ModelProto, random: Random) -> None:
-    """mean under both names."""
+    """The mean under both names."""
     node = next(node for node in model.graph.node if "log_var" in node.output)
     replace(model, node, "new = Identity(mean)")
 
@@ -192,7 +192,7 @@ def extra_output(model: ModelProto, random: Random) -> None:
 
 @fault(*PICTURES, says={"structure": "the outputs are picture"})
 def renamed_output(model: ModelProto, random: Random) -> None:
-    """x under another name."""
+    """The picture under another name."""
     for node in model.graph.node:
         node.output[:] = ["picture" if name == "x" else name for name in node.output]
     model.graph.output[0].name = "picture"
@@ -212,7 +212,7 @@ def missing_input(model: ModelProto, random: Random) -> None:
 
 @fault(*DECODERS, says={"structure": "the inputs are latent"})
 def renamed_input(model: ModelProto, random: Random) -> None:
-    """z under another name."""
+    """The latent under another name."""
     splice(model, "z", "new = Identity(old)")
     model.graph.node[0].input[0] = model.graph.input[0].name = "latent"
 
@@ -354,9 +354,9 @@ def samples_for_means(model: ModelProto, random: Random) -> None:
     splice(model, "x", "new = Bernoulli(old)")
 
 
-def _branch(node: NodeProto) -> dict[str, object]:
+def _branch(operator: str) -> GraphProto:
     value = helper.make_tensor_value_info("made", TensorProto.FLOAT, None)
-    return {"nodes": [node], "name": "branch", "inputs": [], "outputs": [value]}
+    return helper.make_graph([helper.make_node(operator, ["z"], ["made"])], "branch", [], [value])
 
 
 @fault(*DECODERS, says={"structure": "the operator RandomNormalLike is random"})
@@ -364,10 +364,8 @@ def noise_in_a_branch_that_is_not_taken(model: ModelProto, random: Random) -> No
     """Noise inside of an If whose condition never holds."""
     splice(model, "z", "new = Identity(old)")
     place = model.graph.node[0]
-    branches = [
-        helper.make_graph(**_branch(helper.make_node(kind, ["z"], ["made"]))) for kind in ("RandomNormalLike", "Identity")
-    ]
-    node = helper.make_node("If", ["never"], place.output, then_branch=branches[0], else_branch=branches[1])
+    taken, other = _branch("Identity"), _branch("RandomNormalLike")
+    node = helper.make_node("If", ["never"], place.output, then_branch=other, else_branch=taken)
     model.graph.node[0].CopyFrom(node)
     model.graph.initializer.append(numpy_helper.from_array(np.array(False), "never"))
 
@@ -522,6 +520,15 @@ def transposed_square_weight(model: ModelProto, random: Random) -> None:
     reweight(tensor, np.transpose)
 
 
+@fault("mlp_encoder", says=NUMBERS | WEIGHTS)
+def exchanged_tensors(model: ModelProto, random: Random) -> None:
+    """Two weights of the same shape under each other's name."""
+    one, other = (tensor for tensor in weights(model) if tensor.name in ("mean.weight", "log_var.weight"))
+    content = numpy_helper.to_array(one)
+    reweight(one, lambda _: numpy_helper.to_array(other))
+    reweight(other, lambda _: content)
+
+
 @fault(*FLOATS, says=NUMBERS | WEIGHTS)
 def swapped_channels(model: ModelProto, random: Random) -> None:
     """Two channels of a weight in each other's place."""
@@ -669,7 +676,7 @@ def hard_sigmoid(model: ModelProto, random: Random) -> None:
 
 @fault("mlp_decoder", says=NUMBERS)
 def rational_tanh(model: ModelProto, random: Random) -> None:
-    """tanh by a quotient of polynomials that is right to a thousandth in the middle, clipped at its ends."""
+    """A tanh by a quotient of polynomials that is right to a thousandth in the middle, clipped at its ends."""
     code = """
         square = Mul(a, a)
         more = Add(square, fifteen)
@@ -715,7 +722,7 @@ def scaled_by_255_256(model: ModelProto, random: Random) -> None:
 
 @fault("mlp_decoder", "vq_decoder", "conditional_decoder", says=NUMBERS)
 def small_offset(model: ModelProto, random: Random) -> None:
-    """A fifty-millionth of 10 everywhere, fifty times below 1e-5."""
+    """2e-7 too much everywhere: fifty times less than 1e-5."""
     splice(model, "x", "new = Add(old, offset)", offset=2e-7)
 
 
@@ -727,7 +734,7 @@ def output_clipped_to_the_unit_interval(model: ModelProto, random: Random) -> No
 
 @fault("mlp_decoder", says=NUMBERS)
 def output_clipped_for_a_logarithm(model: ModelProto, random: Random) -> None:
-    """x is kept a millionth away from 0 and 1."""
+    """Pixels are kept a millionth away from 0 and 1."""
     splice(model, "x", "new = Clip(old, low, high)", low=1e-6, high=1 - 1e-6)
 
 
@@ -771,7 +778,7 @@ def int8_weight(model: ModelProto, random: Random) -> None:
 
 @fault(*DECODERS, says={"onnxruntime": "times PyTorch's own at batch"})
 def cancellation(model: ModelProto, random: Random) -> None:
-    """z + 1000 - 1000: right on paper and in float64, and four digits poorer in float32."""
+    """The latent + 1000 - 1000: right on paper and in float64, and four digits poorer in float32."""
     splice(model, "z", "far = Add(old, large)\nnew = Sub(far, large)", large=1000.0)
 
 
@@ -856,4 +863,3 @@ def missing_external_data(model: ModelProto, random: Random) -> None:
 def external_data_of_somebody_else(model: ModelProto, random: Random) -> None:
     """A tensor is said to be in a file outside of the bundle."""
     _externalise(model, random, "../../../etc/hostname")
-

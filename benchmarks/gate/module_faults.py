@@ -75,7 +75,7 @@ def noise_in_forward(h: Tensor) -> Tensor:
 @module(_NOISY)
 def noise_of_numpy(h: Tensor) -> Tensor:
     """Noise that torch's seed does not reach."""
-    return h + float(np.random.rand())  # noqa: NPY002 - a stranger's code
+    return h + float(np.random.rand())
 
 
 @module({"structure": "the operator RandomNormalLike is random"})
@@ -447,9 +447,8 @@ def mutation_before_the_next_reference(seed: int) -> Iterator[Graphs]:
         return run
 
     with translator(changed):
-        yield tuple(
-            genkit.Graph(name, _Half(model, part), {"z": latent()}, ("y",)) for part, name in enumerate(["first", "second"])
-        )
+        z = {"z": latent()}
+        yield tuple(genkit.Graph(name, _Half(model, i), z, ("y",)) for i, name in enumerate(["first", "second"]))
 
 
 @fault("machinery", says={"structure": "the inputs are z, expected x"})

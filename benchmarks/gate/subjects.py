@@ -1,7 +1,8 @@
 """Four small models of the usual kinds, as graphs, of which faults are made.
 
-Their weights follow from a seed and are as large as those of a trained model, whose outputs fill their range; batch norms
-have seen data. They are small, because the gate's float64 evaluator is slow and a campaign runs it a thousand times.
+Their weights follow from a seed and are as large as those of a trained model, whose outputs fill their range; batch
+norms have seen data. They are small, because the gate's float64 evaluator is slow and a campaign runs it a thousand
+times.
 """
 
 from __future__ import annotations

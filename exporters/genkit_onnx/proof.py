@@ -200,7 +200,7 @@ def _accuracy(
                 excess, size = worst_by_size(found, cases, name)
                 if excess > 1:
                     ok = False
-                    detail = f"{name}: numbers up to {size:.2g} are off {excess:.3g} times as far as PyTorch's own allow"
+                    detail = f"{name}: numbers up to {size:.2g} are off by {excess:.3g} times what they may be"
             if suspects and ok and deviation.rms >= REMARKABLE:
                 detail += f"; large for rounding, suspect {suspects}"
             yield genkit.Check(graph.name, subject, ok, detail, {"output": name, **measured})

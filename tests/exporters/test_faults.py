@@ -1,4 +1,4 @@
-"""Every fault of the campaign once: the gate refuses it, and says why. ``python -m benchmarks.faults`` has ten of each."""
+"""Every fault once: the gate refuses it, and says why. ``python -m benchmarks.faults`` tries ten of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.faults import PAGE, kept, page
 from benchmarks.gate.bundle_faults import BUNDLE_FAULTS
-from benchmarks.gate.checkers import torch_verify, tutorial
+from benchmarks.gate.checkers import Checker, torch_verify, tutorial
 from benchmarks.gate.faults import Fault
 from benchmarks.gate.graph_faults import GRAPH_FAULTS
 from benchmarks.gate.module_faults import MODULE_FAULTS
@@ -62,8 +62,8 @@ def test_there_are_as_many_faults_as_names() -> None:
     assert len(names) == len(set(names)) >= 100
 
 
-@pytest.mark.parametrize("make", [torch_verify, tutorial])
-def test_other_checkers_tell_a_gross_fault_from_a_true_graph(trial: Trial, make: Callable[..., Callable[[Path], bool]]) -> None:
+@pytest.mark.parametrize("make", [torch_verify, tutorial], ids=["torch", "tutorial"])
+def test_other_checkers_tell_a_gross_fault_from_a_true_graph(trial: Trial, make: Callable[..., Checker]) -> None:
     exported = trial.exported["conv_decoder"]
     refuses = make(exported.graph, SEED)
     assert not refuses(exported.bundle.path / exported.promised.file)

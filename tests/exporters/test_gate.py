@@ -214,9 +214,7 @@ def test_the_gate_passes_the_same_file_without_a_fault(published: genkit.Bundle,
     assert gate(published, "decoder", no_fault, tmp_path).ok
 
 
-@pytest.mark.parametrize(
-    "fault", [faults.nudged_weight, faults.clipped_latent, faults.not_a_number_in_the_tails]
-)
+@pytest.mark.parametrize("fault", [faults.nudged_weight, faults.clipped_latent, faults.not_a_number_in_the_tails])
 def test_verify_refuses_a_fault_whose_sha256_was_brought_up_to_date(
     published: genkit.Bundle, tmp_path: Path, fault: faults.Plant
 ) -> None:
