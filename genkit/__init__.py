@@ -13,6 +13,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch.distributions import Distribution as Distribution
 
+    from genkit.bundle import DEPLOYMENT as DEPLOYMENT
     from genkit.bundle import DRAWN as DRAWN
     from genkit.bundle import Absent as Absent
     from genkit.bundle import Arrays as Arrays
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from genkit.bundle import Report as Report
     from genkit.bundle import Runtime as Runtime
     from genkit.bundle import Value as Value
+    from genkit.bundle import manifest_schema as manifest_schema
     from genkit.bundle import seal as seal
     from genkit.bundle import stage as stage
     from genkit.bundle import write_cases as write_cases
@@ -59,8 +61,11 @@ if TYPE_CHECKING:
     from genkit.interfaces import divergence as divergence
     from genkit.interfaces import unvalidated as unvalidated
     from genkit.latent import LatentModel as LatentModel
+    from genkit.loading import LoadedBundle as LoadedBundle
+    from genkit.loading import load_bundle as load_bundle
     from genkit.plugins import Plugins as Plugins
     from genkit.plugins import load_plugins as load_plugins
+    from genkit.proving import prove as prove
     from genkit.recipe import Choice as Choice
     from genkit.recipe import Recipe as Recipe
     from genkit.recipe import TrainingOptions as TrainingOptions
@@ -72,6 +77,7 @@ if TYPE_CHECKING:
     from genkit.task import NoGraph as NoGraph
     from genkit.task import Task as Task
     from genkit.task import Turn as Turn
+    from genkit.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -80,6 +86,7 @@ hookimpl = pluggy.HookimplMarker("genkit")
 
 _HOMES = {
     "genkit.bundle": (
+        "DEPLOYMENT",
         "DRAWN",
         "Absent",
         "Arrays",
@@ -94,6 +101,7 @@ _HOMES = {
         "Report",
         "Runtime",
         "Value",
+        "manifest_schema",
         "seal",
         "stage",
         "write_cases",
@@ -129,12 +137,15 @@ _HOMES = {
         "unvalidated",
     ),
     "genkit.latent": ("LatentModel",),
+    "genkit.loading": ("LoadedBundle", "load_bundle"),
     "genkit.plugins": ("Plugins", "load_plugins"),
+    "genkit.proving": ("prove",),
     "genkit.recipe": ("Choice", "Recipe", "TrainingOptions"),
     "genkit.registry": ("Registry",),
     "genkit.run": ("Run",),
     "torch.distributions": ("Distribution",),
     "genkit.task": ("Data", "Graph", "Input", "NoGraph", "Task", "Turn"),
+    "genkit.verification": ("verify",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -2,6 +2,7 @@
 
 BUNDLE/
   <graph>.onnx                   one file a graph
+  <graph>.onnx.data              its weights, where they are more than one protocol buffer can hold (2 GB)
   manifest.json                  what it is, and the sha256 of every other file
   parity.json                    the report of the gate that let it be published
   test_data/<graph>/test_data_set_<i>/
@@ -45,6 +46,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 MANIFEST = "manifest.json"
 
+DEPLOYMENT = (
+    "pip install numpy onnx onnxruntime platformdirs pluggy pydantic PyYAML rich typer && "
+    "pip install --no-deps genkit-torch"
+)
+"""What verifies and runs bundles, without torch."""
+
 
 # What the gate says
 
@@ -84,6 +91,12 @@ class Report:
         """The checks that do not hold."""
         return tuple(check for check in self.checks if not check.ok)
 
+    def __str__(self) -> str:
+        """A line a check, for a person."""
+        lines = [": ".join(filter(None, (check.graph, check.subject, check.detail))) for check in self.checks]
+        words = ["ok    " if check.ok else "FAILED" for check in self.checks]
+        return "\n".join(f"{word} {line}" for word, line in zip(words, lines, strict=True))
+
     def to_json(self) -> str:
         """``{"ok": ..., "checks": [...]}``, as ``parity.json`` holds it."""
         return json.dumps({"ok": self.ok, **asdict(self)}, indent=2, allow_nan=False) + "\n"
@@ -114,14 +127,16 @@ class Drawn(_Record):
 class Value(_Record):
     """One named input or output of a graph, e.g. ``z``, ``float32``, ``("batch", 20)``.
 
-    ``range`` bounds the values: ``(low, high)``, or None where nothing does. ``distribution`` says how an input is
-    drawn, where numpy can draw it.
+    ``range`` bounds the values: ``(low, high)``, or None where nothing does. ``layout`` names the dimensions of an
+    image, a letter each (``NCHW``), and is None for anything else. ``distribution`` says how an input is drawn, where
+    numpy can draw it.
     """
 
     name: str
     dtype: str
     shape: tuple[Literal["batch"] | PositiveInt, ...]
     range: tuple[float, float] | None = None
+    layout: Annotated[str, StringConstraints(pattern=r"^[A-Z]+$")] | None = None
     distribution: Drawn | None = None
 
     @property
@@ -155,6 +170,8 @@ class BundledGraph(_Record):
     Args:
         name: of the graph.
         file: inside the bundle.
+        data: beside it, the one file that holds the weights that ``file`` is too small for; None: it holds them all.
+        weights: the sha256 of the PyTorch module's state, by which two exports of one checkpoint can be told.
         opset: of ONNX that was asked for and that the file declares.
         inputs: in order.
         outputs: in order.
@@ -164,8 +181,10 @@ class BundledGraph(_Record):
         ignores: by input and output, the probes (see the exporter) to which PyTorch's float32 itself does not react.
     """
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
     file: str
+    data: str | None = None
+    weights: str = ""
     opset: PositiveInt
     inputs: Annotated[tuple[Value, ...], Len(1)]
     outputs: Annotated[tuple[Value, ...], Len(1)]
@@ -182,12 +201,33 @@ class Absent(_Record):
     reason: str
 
 
+class Prior(_Record):
+    """The prior of the recipe: its name, its options, and how numpy draws from it where numpy can."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    use: str
+    distribution: Drawn | None = None
+
+
+class Position(_Record):
+    """How far the model had been trained."""
+
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+
+
 class Manifest(BaseModel):
-    """``manifest.json``: the fields below, and whatever the exporting command said about the model.
+    """``manifest.json``: the fields below, and whatever else the exporting command said about the model.
 
     Args:
         format_version: of this file.
         format: the name of the exporter that verifies the bundle.
+        recipe: of the model, as ``recipe.yaml`` has it.
+        spec: ``event_shape``, ``latent_shape``, ``value_range`` and ``classes`` of the model.
+        prior: what latents are drawn from.
+        checkpoint: that was exported.
+        versions: of the packages that took part.
         graphs: that the bundle holds.
         absent: graphs that it does not hold.
         files: the sha256 of every file but this one, by path.
@@ -198,6 +238,11 @@ class Manifest(BaseModel):
 
     format_version: Literal[1] = 1
     format: str
+    recipe: dict[str, Any] | None = None
+    spec: dict[str, Any] | None = None
+    prior: Prior | None = None
+    checkpoint: Position | None = None
+    versions: dict[str, str] | None = None
     graphs: tuple[BundledGraph, ...]
     absent: tuple[Absent, ...] = ()
     files: dict[str, str] = {}
@@ -205,8 +250,15 @@ class Manifest(BaseModel):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the exporting command said about the model: ``recipe``, ``prior``, ``checkpoint``, ``versions``."""
-        return dict(self.model_extra or {})
+        """What the exporting command said about the model: ``recipe``, ``spec``, ``prior`` and so on, as plain data."""
+        own = {"format_version", "format", "graphs", "absent", "files", "digest"}
+        return {key: value for key, value in self.model_dump(mode="json", exclude=own).items() if value is not None}
+
+
+def manifest_schema() -> str:
+    """The JSON schema of ``manifest.json``, which lies in this package as ``manifest.schema.json``."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"
 
 
 # The bundle
@@ -280,10 +332,13 @@ class Bundle:
         if not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0"):
             raise VerificationFailed(f"{name!r} leads outside of the bundle")
         path = self.path
-        for part in parts:
-            path /= part
-            if path.is_symlink():
-                raise VerificationFailed(f"{name} is a symbolic link, or behind one")
+        try:
+            for part in parts:
+                path /= part
+                if path.is_symlink():
+                    raise VerificationFailed(f"{name} is a symbolic link, or behind one")
+        except OSError as error:
+            raise VerificationFailed(f"{name[:80]}: {error.strerror}") from error
         return path
 
     def check_files(self) -> list[Check]:
@@ -300,7 +355,7 @@ class Bundle:
                 problems.append(str(error))
             except OSError as error:
                 problems.append(f"{name}: {error.strerror}")
-        needed = [graph.file for graph in self.manifest.graphs]
+        needed = [name for graph in self.manifest.graphs for name in (graph.file, graph.data) if name is not None]
         problems += [f"{name}: not in the manifest's files" for name in needed if name not in self.manifest.files]
         unknown = sorted(set(_files(self.path)) - set(self.manifest.files) - {MANIFEST})
         problems += [f"{name}: not a file of this bundle" for name in unknown]
@@ -466,6 +521,13 @@ class Exporter(Protocol):
         seed: int = 0,
     ) -> Report:
         """Publishes a proven bundle at ``destination``, or raises ``ExportRefused`` and leaves it untouched."""
+        ...
+
+    def prove(self, graph: Graph, file: Path, *, runtimes: Sequence[Runtime] = (), seed: int = 0) -> Report:
+        """Holds a file that somebody else wrote against the module of ``graph``, as ``export`` does with its own.
+
+        A graph with an input called by its position (``"0"``) or without outputs takes the file's names.
+        """
         ...
 
     def verify(self, bundle: Bundle, runtimes: Sequence[Runtime]) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from shutil import rmtree
 
 import platformdirs
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
 
 
 def cache_directory() -> Path:
@@ -67,7 +70,12 @@ def discard_directory(path: Path) -> None:
 
 
 def _exchange(new: Path, path: Path) -> None:
-    """Puts ``new`` where ``path`` is. The old one steps aside first, and comes back if the new one cannot be put."""
+    """Puts ``new`` where ``path`` is, in one step where the system has one for it: then no moment is without either.
+
+    Elsewhere the old one steps aside first, and comes back if the new one cannot be put.
+    """
+    if _swapped(new, path):
+        return
     aside = path.with_name(f".{os.getpid()}.{path.name}.replaced")
     path.rename(aside)
     try:
@@ -76,6 +84,16 @@ def _exchange(new: Path, path: Path) -> None:
         aside.rename(path)
         raise
     rmtree(aside, ignore_errors=True)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Exchanges two names by Linux's renameat2, of which Python has no function; False where that cannot be done."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # another system, or an older C library
+        return False
+    failed: int = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return failed == 0
 
 
 def _sync(path: Path) -> None:

@@ -86,6 +86,7 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
     """
     spec, bounds = model.spec, model.spec.value_range
     unit = {} if bounds is None else {"x": UNIT}
+    layouts = {"x": "NCHW"} if len(spec.event_shape) == 3 else {}
 
     def observations(n: int, generator: Generator) -> Tensor:
         indices = torch.randint(length(data.test), (n,), generator=generator)
@@ -103,7 +104,7 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
             drawn = {"kind": "integers", "parameters": [0, spec.classes]}
             labels = Input((), torch.int64, lambda n, g: torch.randint(spec.classes, (n,), generator=g), drawn)
             inputs = {**inputs, "condition": labels}
-        return Graph(name, module, inputs, outputs, {**unit, **_ranges(inputs)})
+        return Graph(name, module, inputs, outputs, {**unit, **_ranges(inputs)}, layouts)
 
     offered: dict[str, Graph | NoGraph] = {}
     if model.encoder is None:

@@ -83,6 +83,7 @@ class Graph:
         inputs: by name, in the order of ``module.forward``.
         outputs: the names of what ``module`` returns, in order.
         ranges: for inputs and outputs whose values are bounded, ``(low, high)``; for the reader of the manifest.
+        layouts: for inputs and outputs that are images, their dimensions: ``"NCHW"``; likewise.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Graph:
     inputs: Mapping[str, Input]
     outputs: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Graphs in, a proven bundle out, or nothing."""
+"""Graphs in, a proven bundle out, or nothing; and the same proof for files that somebody else wrote."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from math import inf
@@ -12,21 +13,29 @@ import onnx
 
 import genkit
 from genkit_onnx.accuracy import rounding_errors
-from genkit_onnx.proof import prove
+from genkit_onnx.proof import examine
+from genkit_onnx.protobuf import initializers
 from genkit_onnx.readme import readme
 from genkit_onnx.reduction import longest_reduction
+from genkit_onnx.structure import declared_opset, external_file, notes, one_line
 
 if TYPE_CHECKING:
     from genkit_onnx.reference import Reference
-
-_OLDEST_OPSET = 18  # PyTorch's own; it converts down only where it can
 
 _ROWS_OF_VERIFY = 7
 """The largest batch whose graph proof ``verify`` repeats. Runtimes repeat all of them."""
 
 
 class OnnxExporter:
-    """The format ``onnx``. What ``export`` publishes has passed ``verify`` on the very bytes that are published."""
+    """The format ``onnx``. What ``export`` publishes has passed ``verify`` on the very bytes that are published.
+
+    Args:
+        inline_limit: the bytes of weights from which on a graph keeps them in a file beside it; None: what a protocol
+            buffer can hold.
+    """
+
+    def __init__(self, *, inline_limit: int | None = None) -> None:
+        self.inline_limit = inline_limit
 
     def export(
         self,
@@ -43,117 +52,167 @@ class OnnxExporter:
         Args:
             graphs: each becomes one file, or one line of the manifest that says why there is none.
             destination: a path that does not exist, an empty directory, or an earlier bundle.
-            about: goes into the manifest as it is: ``recipe``, ``prior``, ``checkpoint``, ``versions``.
+            about: what the manifest says of the model: ``recipe``, ``spec``, ``prior``, ``checkpoint``, ``versions``.
             opset: of ONNX, which the files must then have.
             runtimes: on which every graph is proven; onnxruntime where none is given.
             seed: of the inputs of the proof.
 
         Raises:
             ExportRefused: where any check fails. The destination is as it was, and the report lies beside it.
-            InvalidOption: for an opset below 18.
+            InvalidOption: for an opset that the translator does not write.
             GenkitError: where the destination cannot be written, or is something else than a bundle.
         """
-        if opset < _OLDEST_OPSET:
-            raise genkit.InvalidOption(f"opset = {opset}: this exporter writes {_OLDEST_OPSET} or newer")
+        from genkit_onnx.translate import NEWEST_OPSET, OLDEST_OPSET
+
+        if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+            raise genkit.InvalidOption(f"opset = {opset}: this exporter writes {OLDEST_OPSET} to {NEWEST_OPSET}")
         destination = destination.resolve()  # `.` has no name to put another one beside
         rejected = destination.with_name(f"{destination.name}.rejected.json")
         with genkit.stage(destination) as staging:
-            report = genkit.Report(tuple(_build(graphs, staging, about, opset, runtimes or _default_runtimes(), seed)))
+            checks = self._build(graphs, staging, about, opset, runtimes or _default_runtimes(), seed)
+            report = genkit.Report(tuple(checks))
             if not report.ok:
-                genkit.write_atomically(rejected, report.to_json().encode())
-                raise genkit.ExportRefused(_refusal(report, rejected))
+                raise genkit.ExportRefused(_refusal(report, _keep(report, rejected)))
             (staging / "parity.json").write_text(report.to_json(), encoding="utf-8")
             genkit.seal(staging, genkit.Bundle.open(staging).manifest)
         rejected.unlink(missing_ok=True)
         return report
 
+    def prove(
+        self, graph: genkit.Graph, file: Path, *, runtimes: Sequence[genkit.Runtime] = (), seed: int = 0
+    ) -> genkit.Report:
+        """Holds a file that somebody else wrote against a module, as ``export`` does with its own.
+
+        The graph's inputs and outputs have to be those of the file. What concerns publishing alone is not asked for:
+        notes about the exporting machine, the name of the batch dimension, and the bits of the weights, which others
+        fold into one another.
+
+        Raises:
+            InvalidOption: where there is no such file.
+        """
+        if not file.is_file():
+            raise genkit.InvalidOption(f"{file}: there is no such file")
+        return genkit.Report(tuple(_prove(graph, file, runtimes or _default_runtimes(), seed)))
+
     def verify(self, bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime]) -> genkit.Report:
         """Checks a bundle again, without torch. What is wrong with it is in the report; nothing is raised."""
         return genkit.Report(tuple(_verify(bundle, runtimes, rows=_ROWS_OF_VERIFY)))
 
+    def _build(
+        self,
+        graphs: Sequence[genkit.Graph | genkit.NoGraph],
+        staging: Path,
+        about: Mapping[str, Any],
+        opset: int,
+        runtimes: Sequence[genkit.Runtime],
+        seed: int,
+    ) -> Iterator[genkit.Check]:
+        """Fills the staging directory and proves what is in it. Ends early where there is nothing to prove."""
+        offered = [graph for graph in graphs if isinstance(graph, genkit.Graph)]
+        absent = [
+            genkit.Absent(name=graph.name, reason=graph.reason) for graph in graphs if isinstance(graph, genkit.NoGraph)
+        ]
+        if not offered:
+            reasons = "; ".join(f"{graph.name}: {graph.reason}" for graph in absent) or "and gives no reason"
+            yield genkit.Check("", "graphs", False, f"the model offers no graph ({reasons})")
+            return
+        names = [graph.name for graph in offered]
+        unfit = [name for name in names if names.count(name) > 1 or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name)]
+        if unfit:
+            detail = f"{', '.join(unfit)}: names have to differ, and to be of letters, digits, _ and -"
+            yield genkit.Check("", "graphs", False, detail)
+            return
+        bundled = []
+        for graph in offered:
+            entry = yield from self._build_graph(graph, staging, about, opset, seed)
+            bundled += [entry] if entry else []
+        if len(bundled) < len(offered):
+            return
+        manifest = genkit.Manifest(format="onnx", graphs=tuple(bundled), absent=tuple(absent), **about)
+        (staging / "README.md").write_text(readme(manifest), encoding="utf-8")
+        genkit.seal(staging, manifest)
+        yield from _verify(genkit.Bundle.open(staging), runtimes, rows=None)
 
-def _build(
-    graphs: Sequence[genkit.Graph | genkit.NoGraph],
-    staging: Path,
-    about: Mapping[str, Any],
-    opset: int,
-    runtimes: Sequence[genkit.Runtime],
-    seed: int,
-) -> Iterator[genkit.Check]:
-    """Fills the staging directory and proves what is in it. Ends early where there is nothing to prove."""
-    offered = [graph for graph in graphs if isinstance(graph, genkit.Graph)]
-    absent = [
-        genkit.Absent(name=graph.name, reason=graph.reason) for graph in graphs if isinstance(graph, genkit.NoGraph)
-    ]
-    if not offered:
-        reasons = "; ".join(f"{graph.name}: {graph.reason}" for graph in absent) or "and gives no reason"
-        yield genkit.Check("", "graphs", False, f"the model offers no graph ({reasons})")
-        return
-    names = [graph.name for graph in offered]
-    unfit = [name for name in names if names.count(name) > 1 or not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
-    if unfit:
-        detail = f"{', '.join(unfit)}: names have to differ, and to be of letters, digits, _ and -"
-        yield genkit.Check("", "graphs", False, detail)
-        return
-    references = yield from _compute_references(offered, seed)
-    bundled = []
-    for graph, reference in references:
-        entry = yield from _build_graph(graph, reference, staging, opset, seed)
-        bundled += [entry] if entry else []
-    if len(bundled) < len(offered):
-        return
-    assert not about.keys() & genkit.Manifest.model_fields.keys(), "these keys are the manifest's own"
-    manifest = genkit.Manifest(format="onnx", graphs=tuple(bundled), absent=tuple(absent), **about)
-    (staging / "README.md").write_text(readme(manifest), encoding="utf-8")
-    genkit.seal(staging, manifest)
-    yield from _verify(genkit.Bundle.open(staging), runtimes, rows=None)
+    def _build_graph(
+        self, graph: genkit.Graph, staging: Path, about: Mapping[str, Any], opset: int, seed: int
+    ) -> Generator[genkit.Check, None, genkit.BundledGraph | None]:
+        """Writes one graph and its golden vectors; nothing where its module has no reference or no translation."""
+        from genkit_onnx.reference import compare_weights, digest
+        from genkit_onnx.translate import save, translate
+
+        reference = yield from _reference(graph, seed)
+        if reference is None:
+            return None
+        file = staging / f"{graph.name}.onnx"
+        try:
+            model = translate(graph, opset, seed)
+        except genkit.ExportRefused as error:
+            yield genkit.Check(graph.name, "translation", False, str(error))
+            return None
+        if digest(graph.module) != reference.weights:
+            yield genkit.Check(graph.name, "translation", False, "the translation changed the module's own weights")
+            return None
+        entry = _entry(graph, reference, file.name, opset)
+        save(model, graph.name, file, notes(entry, about), self.inline_limit)
+        entry = _measured(entry, file)
+        yield compare_weights(graph, initializers(onnx.load(file, load_external_data=False), staging))
+        genkit.write_cases(staging, entry, reference.cases)
+        return entry
 
 
-def _compute_references(
-    graphs: Sequence[genkit.Graph], seed: int
-) -> Generator[genkit.Check, None, list[tuple[genkit.Graph, Reference]]]:
-    """All of them before anything is translated: graphs share their modules, and a translator may touch one."""
+def _reference(graph: genkit.Graph, seed: int) -> Generator[genkit.Check, None, Reference | None]:
     from genkit_onnx.reference import compute_reference
 
-    references = []
-    for graph in graphs:
-        try:
-            references.append((graph, compute_reference(graph, seed)))
-        except genkit.ExportRefused as error:
-            yield genkit.Check(graph.name, "reference", False, str(error))
-        else:
-            yield genkit.Check(graph.name, "reference", True, "PyTorch gives the same bits twice, and runs in float64")
-    return references
-
-
-def _build_graph(
-    graph: genkit.Graph, reference: Reference, staging: Path, opset: int, seed: int
-) -> Generator[genkit.Check, None, genkit.BundledGraph | None]:
-    """Writes one graph and its golden vectors; nothing where its module has no translation."""
-    from genkit_onnx.reference import compare_weights
-    from genkit_onnx.translate import translate
-
     try:
-        content = translate(graph, opset, seed)
+        reference = compute_reference(graph, seed)
     except genkit.ExportRefused as error:
-        yield genkit.Check(graph.name, "translation", False, str(error))
+        yield genkit.Check(graph.name, "reference", False, str(error))
         return None
-    model = onnx.load_from_string(content)
-    yield compare_weights(graph, model)
-    entry = genkit.BundledGraph(
+    yield genkit.Check(graph.name, "reference", True, "PyTorch gives the same bits twice, and runs in float64")
+    return reference
+
+
+def _entry(graph: genkit.Graph, reference: Reference, file: str, opset: int) -> genkit.BundledGraph:
+    return genkit.BundledGraph(
         name=graph.name,
-        file=f"{graph.name}.onnx",
+        file=file,
+        weights=reference.weights,
         opset=opset,
         inputs=reference.inputs,
         outputs=reference.outputs,
         batches=tuple(case.rows for case in reference.cases),
-        reduction=longest_reduction(model),
+        reduction=1,
         errors=rounding_errors(reference.cases),
         ignores=reference.ignores,
     )
-    (staging / entry.file).write_bytes(content)
-    genkit.write_cases(staging, entry, reference.cases)
-    return entry
+
+
+def _measured(entry: genkit.BundledGraph, file: Path) -> genkit.BundledGraph:
+    """With what only the file itself says: where its weights are, and its longest sum."""
+    model = onnx.load(file, load_external_data=False)
+    return entry.model_copy(update={"data": external_file(model), "reduction": longest_reduction(model)})
+
+
+def _prove(graph: genkit.Graph, file: Path, runtimes: Sequence[genkit.Runtime], seed: int) -> Iterator[genkit.Check]:
+    try:
+        model = onnx.load(file, load_external_data=False)
+        data = external_file(model)
+        if data is not None and (Path(data).name != data or not file.with_name(data).is_file()):
+            raise ValueError(f"its weights should be in {data!r}, which is not a file beside it")
+    except Exception as error:  # protobuf has classes of its own
+        yield genkit.Check(graph.name, "structure", False, f"{file.name} cannot be read: {one_line(error)}")
+        return
+    names = [value.name for value in model.graph.input], tuple(value.name for value in model.graph.output)
+    inputs = {
+        names[0][int(name)] if name.isdigit() and int(name) < len(names[0]) else name: value
+        for name, value in graph.inputs.items()
+    }
+    graph = dataclasses.replace(graph, inputs=inputs, outputs=graph.outputs or names[1])
+    reference = yield from _reference(graph, seed)
+    if reference is None:
+        return
+    entry = _measured(_entry(graph, reference, file.name, declared_opset(model) or 1), file)
+    yield from examine(entry, file, reference.cases, runtimes, promised=None)
 
 
 def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: int | None) -> Iterator[genkit.Check]:
@@ -165,7 +224,8 @@ def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: 
         except genkit.VerificationFailed as error:
             yield genkit.Check(graph.name, "golden vectors", False, str(error))
         else:
-            yield from prove(graph, file, cases, runtimes, rows=rows)
+            promised = notes(graph, bundle.manifest.about)
+            yield from examine(graph, file, cases, runtimes, promised=promised, rows=rows)
     yield from bundle.check_files()  # last, so that they are still what was proven
 
 
@@ -175,13 +235,22 @@ def _default_runtimes() -> list[genkit.Runtime]:
     return [OnnxRuntime()]
 
 
-def _refusal(report: genkit.Report, rejected: Path) -> str:
+def _keep(report: genkit.Report, path: Path) -> str:
+    """Where the report of a refusal can be read. A disk that is full is not the news."""
+    try:
+        genkit.write_atomically(path, report.to_json().encode())
+    except OSError as error:
+        return f"the full report could not be kept ({error.strerror})"
+    return f"the full report is in {path}"
+
+
+def _refusal(report: genkit.Report, kept: str) -> str:
     """The worst failure in one line, and where the rest can be read in another."""
     worst = max(report.failures, key=_excess)
     place = ": ".join(part for part in (worst.graph, worst.subject, worst.detail) if part)
     return (
         f"not exported, {len(report.failures)} of {len(report.checks)} checks failed: {place}\n"
-        f"Nothing was published; the full report is in {rejected}"
+        f"Nothing was published; {kept}"
     )
 
 

@@ -33,8 +33,8 @@ from genkit_onnx.accuracy import (
     wrong_codes,
 )
 from genkit_onnx.probes import inert, probes
-from genkit_onnx.protobuf import nodes, widened
-from genkit_onnx.structure import check_structure, complaint, one_line
+from genkit_onnx.protobuf import initializers, nodes, widened
+from genkit_onnx.structure import Notes, check_structure, complaint, misplaced, one_line
 
 Function = Callable[[genkit.Arrays], Mapping[str, Array]]
 
@@ -47,34 +47,41 @@ class _Unusable(Exception):
     """Answers that cannot be compared; the message says why."""
 
 
-def prove(
+def examine(
     graph: genkit.BundledGraph,
     file: Path,
     cases: Sequence[genkit.Case],
     runtimes: Sequence[genkit.Runtime],
     *,
+    promised: Notes | None,
     rows: int | None = None,
 ) -> Iterator[genkit.Check]:
     """Everything that can be held against the graph in ``file``. Never raises for what is in it.
 
     Args:
         graph: what the manifest promises.
-        file: copied into an empty directory first, so that it has to be whole by itself.
+        file: copied into an empty directory first, with its data file, so that it has to be whole by itself.
         cases: the golden vectors.
         runtimes: each is proven on all cases.
+        promised: the notes that the file has to carry; None: it is somebody else's and may carry any.
         rows: the largest case for the graph proof, which is slow for convolutions; None: all of them.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
         moved = Path(elsewhere) / "moved.onnx"
         try:
             shutil.copyfile(file, moved)
+            if graph.data is not None:
+                shutil.copyfile(file.with_name(graph.data), moved.with_name(graph.data))
             model = onnx.load(moved, load_external_data=False)
         except Exception as error:  # protobuf has classes of its own
             yield genkit.Check(graph.name, "structure", False, f"{graph.file} cannot be read: {one_line(error)}")
             return
-        yield from _guarded(graph, "structure", check_structure(graph, model))
+        if outside := list(misplaced(graph, model, moved.parent)):
+            yield from (genkit.Check(graph.name, "structure", False, problem) for problem in outside)
+            return
+        yield from _guarded(graph, "structure", check_structure(graph, model, promised))
         yield _check_units(graph, cases)
-        yield from _guarded(graph, "graph proof", _graph_proof(graph, model, cases, rows))
+        yield from _guarded(graph, "graph proof", _graph_proof(graph, model, moved.parent, cases, rows))
         if complaint(model) is None:  # native code is not to be trusted with what the checker rejects
             for runtime in runtimes:
                 yield from _guarded(graph, runtime.name, _runtime_proof(graph, model, moved, cases, runtime))
@@ -121,23 +128,27 @@ class GatherElements(OpRun):
 
 
 def _graph_proof(
-    graph: genkit.BundledGraph, model: ModelProto, cases: Sequence[genkit.Case], rows: int | None
+    graph: genkit.BundledGraph, model: ModelProto, folder: Path, cases: Sequence[genkit.Case], rows: int | None
 ) -> Iterator[genkit.Check]:
     try:
+        weights = _wide(initializers(model, folder))
         evaluator = ReferenceEvaluator(widened(model), new_ops=[GatherElements])
     except Exception as error:  # an operator that onnx cannot evaluate, or a model that makes no sense
         raise _Unusable(f"onnx cannot evaluate the graph: {one_line(error)}") from error
 
     def function(inputs: genkit.Arrays) -> Mapping[str, Array]:
-        wide = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in inputs.items()}
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an overflow is judged by what comes of it
-            return dict(zip(evaluator.output_names, evaluator.run(None, wide), strict=True))
+            return dict(zip(evaluator.output_names, evaluator.run(None, weights | _wide(inputs)), strict=True))
 
     small = [case for case in cases if rows is None or case.rows <= rows] or cases
     answers = [_answer(function, case.inputs, case.references) for case in small]
     yield from _accuracy(graph, "graph proof", small, answers, GRAPH)
     yield from _reaction(graph, function, cases)
+
+
+def _wide(arrays: genkit.Arrays) -> dict[str, Array]:
+    return {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in arrays.items()}
 
 
 def _runtime_proof(

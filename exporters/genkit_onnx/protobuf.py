@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 
@@ -45,10 +47,51 @@ def annotated(model: ModelProto) -> Iterator[Any]:
                 yield message
 
 
+def annotate(model: ModelProto, notes: Mapping[str, str]) -> None:
+    """Replaces what the model says about itself."""
+    helper.set_model_props(model, dict(sorted(notes.items())))
+
+
+def without_data(model: ModelProto) -> ModelProto:
+    """A copy in which large initialisers are inputs: all that a checker needs, however many gigabytes they are."""
+    bare = ModelProto()
+    bare.CopyFrom(model)
+    large = [tensor for tensor in bare.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    for tensor in large:
+        bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        bare.graph.initializer.remove(tensor)
+    return bare
+
+
+def initializers(model: ModelProto, folder: Path) -> dict[str, NDArray[Any]]:
+    """The values of the graph's initialisers; those of the data file beside it are mapped, not read.
+
+    What is external has been checked by ``structure.misplaced``: this follows whatever the model says.
+    """
+    found = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            found[tensor.name] = numpy_helper.to_array(tensor)
+            continue
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        file, offset = folder / place["location"], int(place.get("offset", 0))
+        found[tensor.name] = np.memmap(file, dtype, "r", offset, tuple(tensor.dims))
+    return found
+
+
 def widened(model: ModelProto) -> ModelProto:
-    """A copy in which every float32 is a float64. Values are exact; narrower types stay, so their loss still shows."""
+    """A copy in which every float32 is a float64, and every initialiser an input, to be fed.
+
+    Values are exact; narrower types stay, so their loss still shows.
+    """
     wide = ModelProto()
     wide.CopyFrom(model)
+    given = {value.name for value in wide.graph.input}
+    for tensor in wide.graph.initializer:
+        if tensor.name not in given:
+            wide.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    del wide.graph.initializer[:]
     for graph in graphs(wide):
         del graph.value_info[:]
         for value in (*graph.input, *graph.output):

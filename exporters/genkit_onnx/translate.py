@@ -1,4 +1,4 @@
-"""torch.onnx -> the bytes of a clean ONNX model: self-contained, symbolic in the batch, nothing of this machine."""
+"""torch.onnx -> a clean ONNX model: self-contained, symbolic in the batch, of the opset asked for, portable."""
 
 from __future__ import annotations
 
@@ -9,18 +9,33 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import sqrt
+from pathlib import Path
+from typing import Any
 
 import onnx_ir
 import onnxscript.optimizer
 import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common as passes
+from onnxscript import version_converter
+from onnxscript.rewriter import RewriteRule
 from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
 import genkit
-from genkit_onnx.protobuf import annotated
+from genkit_onnx.protobuf import annotate, annotated
+
+OLDEST_OPSET = 18
+"""What is traced: PyTorch's own, and the oldest that it writes."""
+NEWEST_OPSET = version_converter._version_converter.SUPPORTED_MAX_ONNX_OPSET
+"""What onnxscript converts a graph to."""
+
+_INLINE_LIMIT = 2**31 - 2**24
+"""The bytes of weights that a file holds itself: a protocol buffer ends at 2 GB, and the graph needs some of them."""
+_WORTH_A_PLACE = 1024
+"""The bytes from which on a tensor goes to the data file, where there is one. Shapes and axes stay in the graph."""
 
 _EXAMPLE_ROWS = 3  # 0 and 1 are special to the tracer, which would take them for constants
 
@@ -51,8 +66,24 @@ _RULES = [
 ]
 
 
-def translate(graph: genkit.Graph, opset: int, seed: int) -> bytes:
-    """The graph's module as a serialised ``ModelProto``.
+def _gelu(op: Any, x: Any) -> Any:
+    return op.Mul(x, op.Mul(0.5, op.Add(op.Erf(op.Div(x, sqrt(2))), 1.0)))
+
+
+def _portable_gelu(op: Any, x: Any) -> Any:
+    """The one spelling that no runtime was seen to crash on or to replace by an approximation (docs/gate.md)."""
+    half = op.Mul(x, op.Constant(value_float=0.5))
+    return op.Add(half, op.Mul(half, op.Erf(op.Div(x, op.Constant(value_float=sqrt(2))))))
+
+
+_RULES.append(RewriteRule(_gelu, _portable_gelu))
+
+
+def translate(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:
+    """The graph's module as an ONNX model.
+
+    It is traced for the oldest opset and converted upwards, so that operators of newer opsets which runtimes treat
+    freely (such as Gelu) do not appear.
 
     Raises:
         ExportRefused: where torch.onnx cannot translate the module; the message is the cause, in one line.
@@ -67,7 +98,7 @@ def translate(graph: genkit.Graph, opset: int, seed: int) -> bytes:
                 example,
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
-                opset_version=opset,
+                opset_version=OLDEST_OPSET,
                 dynamo=True,
                 dynamic_shapes=_symbolic(module, len(example)),
                 external_data=False,
@@ -75,7 +106,8 @@ def translate(graph: genkit.Graph, opset: int, seed: int) -> bytes:
                 verbose=False,
             )
             assert program is not None
-            return _clean(program.model, graph)
+            _clean(program.model, graph, opset)
+            return program.model
     except Exception as error:  # the tracer runs the module's own code, which can raise anything
         raise genkit.ExportRefused(_cause(error)) from error
 
@@ -89,9 +121,27 @@ def _symbolic(module: nn.Module, inputs: int) -> tuple[object, ...]:
     return dims
 
 
-def _clean(model: onnx_ir.Model, graph: genkit.Graph) -> bytes:
-    """Folds what is constant, removes what is unused, and forgets where everything came from."""
+def save(model: onnx_ir.Model, name: str, file: Path, notes: Mapping[str, str], limit: int | None) -> None:
+    """Writes the model with ``notes`` and no others; weights of more than ``limit`` bytes go to ``<file>.data``."""
+    limit = _INLINE_LIMIT if limit is None else limit
+    if sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value) > limit:
+        onnx_ir.external_data.unload_from_model(
+            model, file.parent, f"{file.name}.data", size_threshold_bytes=_WORTH_A_PLACE
+        )
+    proto = onnx_ir.to_proto(model)
+    proto.graph.name = name
+    for message in annotated(proto):
+        message.ClearField("doc_string")
+        del message.metadata_props[:]
+    annotate(proto, notes)
+    file.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _clean(model: onnx_ir.Model, graph: genkit.Graph, opset: int) -> None:
+    """Brings it to its opset, folds what is constant, removes what is unused, and gives everything a name."""
     passes.InlinePass()(model)
+    if opset != OLDEST_OPSET:
+        version_converter.convert_version(model, opset, fallback=False)
     for _ in range(2):  # what a rule rewrites may be foldable
         onnxscript.optimizer.fold_constants(model, should_fold=_without_weights)
         onnxscript.rewriter.rewrite(model, _RULES)
@@ -108,13 +158,6 @@ def _clean(model: onnx_ir.Model, graph: genkit.Graph) -> bytes:
         for value, name in zip(values, names, strict=True):
             value.name = name
     passes.NameFixPass()(model)
-    proto = onnx_ir.to_proto(model)
-    proto.graph.name = graph.name
-    for message in annotated(proto):
-        message.ClearField("doc_string")
-        del message.metadata_props[:]
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
 
 
 def _without_weights(node: onnx_ir.Node) -> bool | None:

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import torch
 from genkit_onnx.exporter import OnnxExporter
-from genkit_onnx.proof import prove
+from genkit_onnx.proof import examine
 from genkit_onnx.runtime import OnnxRuntime
+from genkit_onnx.structure import notes
 from onnx import ModelProto
 from torch import Tensor, nn
 
@@ -83,4 +84,7 @@ def gate(bundle: genkit.Bundle, name: str, fault: Plant, directory: Path, *runti
     fault(model, np.random.default_rng(0))
     faulty = directory / "faulty.onnx"
     faulty.write_bytes(model.SerializeToString())
-    return genkit.Report(tuple(prove(graph, faulty, bundle.cases(graph), runtimes or [OnnxRuntime()])))
+    promised = notes(graph, bundle.manifest.about)
+    return genkit.Report(
+        tuple(examine(graph, faulty, bundle.cases(graph), runtimes or [OnnxRuntime()], promised=promised))
+    )
