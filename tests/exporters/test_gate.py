@@ -380,7 +380,7 @@ def test_a_failing_export_leaves_an_earlier_bundle_as_it_was_and_a_passing_one_r
     export(target, decoder())
     before = tree(target)
     with pytest.raises(genkit.ExportRefused):
-        export(target, genkit.Graph("g", Noisy(), {"z": normal(4)}, ("y",)))
+        export(target, genkit.Graph("g", Overflowing(), {"z": normal(4)}, ("y",)))
     assert tree(target) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.rejected.json"]
 
@@ -444,7 +444,7 @@ def test_a_bundle_can_be_written_into_the_working_directory(tmp_path: Path, monk
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(genkit.ExportRefused):
-        export(Path(), genkit.Graph("g", Noisy(), {"z": normal(4)}, ("y",)))
+        export(Path(), genkit.Graph("g", Overflowing(), {"z": normal(4)}, ("y",)))
     assert (tmp_path / "here.rejected.json").exists()
     assert export(Path(), decoder()).ok
 
