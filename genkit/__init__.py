@@ -13,6 +13,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch.distributions import Distribution as Distribution
 
+    from genkit.bundle import DEPLOYMENT as DEPLOYMENT
     from genkit.bundle import DRAWN as DRAWN
     from genkit.bundle import Absent as Absent
     from genkit.bundle import Arrays as Arrays
@@ -85,6 +86,7 @@ hookimpl = pluggy.HookimplMarker("genkit")
 
 _HOMES = {
     "genkit.bundle": (
+        "DEPLOYMENT",
         "DRAWN",
         "Absent",
         "Arrays",

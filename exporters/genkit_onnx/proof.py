@@ -29,6 +29,7 @@ from genkit_onnx.accuracy import (
     rounding_errors,
     runtime_limits,
     ties,
+    worst_by_size,
     wrong_codes,
 )
 from genkit_onnx.probes import inert, probes
@@ -215,6 +216,11 @@ def _accuracy(
         elif name in graph.errors:
             deviation = Deviation.between(found, [case.references[name] for case in cases], graph.errors[name])
             ok, detail, measured = deviation.judge(limits, f"{name}:")
+            if ok and subject == "graph proof":
+                excess, size = worst_by_size(found, cases, name)
+                if excess > 1:
+                    ok = False
+                    detail = f"{name}: numbers up to {size:.2g} are off by {excess:.3g} times what they may be"
             if suspects and ok and deviation.rms >= REMARKABLE:
                 detail += f"; large for rounding, suspect {suspects}"
             yield genkit.Check(graph.name, subject, ok, detail, {"output": name, **measured})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -168,3 +169,13 @@ def test_loading_needs_no_torch(path: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_snippet_of_the_readme_runs_as_printed(path: Path) -> None:
+    part = (path / "README.md").read_text().split("## With genkit")[1].split("\n## ")[0]
+    (snippet,) = re.findall(r"```python\n(.*?)```", part, re.DOTALL)
+    assert 'mean, log_var = model.run("encoder", x=x)' in snippet
+    assert f"```console\n{genkit.DEPLOYMENT}\ngenkit verify bundle\n```" in part
+    code = f"{snippet}\nprint(x.shape, mean.shape)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=path.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == "(16, 1, 28, 28) (16, 20)\n"
