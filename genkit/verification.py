@@ -27,9 +27,8 @@ from genkit.errors import GenkitError, InvalidOption, PluginWarning, error_of
 
 SECONDS = 600.0
 """How long a bundle may take, unless it is said otherwise."""
-_LEAST_MEMORY, _LEAST_FILE, _FACTOR, _MEMORY_SHARE = 8 * 2**30, 2**30, 32, 0.75
-"""The bytes of memory that a check may use, and of a file that it may write: so many, or so many times those of the
-bundle on the disk, but not more of the machine's memory."""
+_LEAST_MEMORY, _MEMORY_FACTOR, _MEMORY_SHARE = 8 * 2**30, 32, 0.75
+"""The bytes that a check may use: so many, or so many times the bundle's own, but not more of the machine's."""
 
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from genkit.verification import serve; serve()"
 
@@ -184,7 +183,7 @@ def _answer(path: str, runtimes: Sequence[str], disabled: Sequence[str]) -> dict
         registry = load_plugins(disabled).registry
         exporter = registry.get("exporter", bundle.manifest.format).load()()
         chosen = [registry.get("runtime", name).load()() for name in runtimes]
-        _limit(bundle)
+        _limit_memory(bundle)
         return asdict(exporter.verify(bundle, chosen))
     except GenkitError as error:
         return {"error": type(error).__name__, "message": str(error)}
@@ -192,15 +191,14 @@ def _answer(path: str, runtimes: Sequence[str], disabled: Sequence[str]) -> dict
         return _no(f"it cannot be checked, {type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
 
 
-def _limit(bundle: Bundle) -> None:
-    """A graph of a few bytes can ask for any amount of memory; the copy of a file that has holes can fill a disk."""
+def _limit_memory(bundle: Bundle) -> None:
+    """A graph of a few bytes can ask for any amount."""
     try:
         import resource
     except ImportError:  # not a Unix
         return
     size = 512 * sum(member.lstat().st_blocks for member in bundle.path.iterdir())  # not what a file says it has
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    memory = min(max(_LEAST_MEMORY, _FACTOR * size), int(_MEMORY_SHARE * machine))
-    for kind, bound in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_FSIZE, _LEAST_FILE + _FACTOR * size)):
-        _, most = resource.getrlimit(kind)
-        resource.setrlimit(kind, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))
+    bound = min(max(_LEAST_MEMORY, _MEMORY_FACTOR * size), int(_MEMORY_SHARE * machine))
+    resource.setrlimit(resource.RLIMIT_DATA, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))

@@ -175,9 +175,7 @@ def test_a_file_without_end_is_not_read(victim: Callable[[str], Victim]) -> None
     os.truncate(path / "README.md", 2**43)
     assert failures(path) == ["README.md: larger than 2147483648 bytes"]
     os.truncate(path / "decoder.onnx", 2**43)
-    found = failures(path)
-    assert "decoder.onnx: larger than 2147483648 bytes" in found
-    assert any("decoder.onnx cannot be read: [Errno 27] File too large" in detail for detail in found), "nor copied"
+    assert failures(path) == [f"{name}: larger than 2147483648 bytes" for name in ("README.md", "decoder.onnx")]
     with pytest.raises(genkit.VerificationFailed, match=r"README\.md: larger than"):
         genkit.load_bundle(path, verify=False)
 
@@ -187,7 +185,7 @@ def test_a_pipe_is_never_opened(victim: Callable[[str], Victim], name: str) -> N
     path = victim("labelled").path
     (path / name).unlink()
     os.mkfifo(path / name)
-    assert set(failures(path)) == {f"{name} is a pipe, a device or a socket, or behind one"}
+    assert failures(path) == [f"{name} is a pipe, a device or a socket, or behind one"]
     with pytest.raises(genkit.VerificationFailed, match="is a pipe, a device or a socket"):
         genkit.Bundle.open(path).file(name)
 
@@ -197,7 +195,7 @@ def test_weights_behind_a_link_are_not_read(victim: Callable[[str], Victim]) -> 
     data = external.path / "decoder.onnx.data"
     data.rename(external.outside / "moved")
     data.symlink_to(external.outside / "moved")
-    assert set(failures(external.path)) == {"decoder.onnx.data is a symbolic link, or behind one"}, "not even hashed"
+    assert failures(external.path) == ["decoder.onnx.data is a symbolic link, or behind one"], "but not another digest"
 
 
 def test_folders_deeper_than_a_recursion_are_looked_through(victim: Callable[[str], Victim]) -> None:
@@ -257,8 +255,8 @@ def test_a_bundle_that_pretends_to_be_large_gets_no_more_memory_than_the_machine
     code = (
         "import os, resource, genkit\n"
         "from pathlib import Path\n"
-        "from genkit.verification import _limit\n"
-        f"_limit(genkit.Bundle.open(Path({str(path)!r})))\n"
+        "from genkit.verification import _limit_memory\n"
+        f"_limit_memory(genkit.Bundle.open(Path({str(path)!r})))\n"
         "machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')\n"
         "print(resource.getrlimit(resource.RLIMIT_DATA)[0] < machine)\n"
     )
