@@ -327,7 +327,7 @@ class Bundle:
             if len(content) > _LARGEST_MANIFEST:
                 raise ValueError(f"it has more than {_LARGEST_MANIFEST} bytes")
             manifest = Manifest.model_validate_json(content, strict=True)
-            return cls(path, manifest, whole=manifest.digest == _digest(json.loads(content)))
+            return cls(path, manifest, whole=manifest.digest == _digest(json.loads(content, object_pairs_hook=_unique)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             problem = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
@@ -519,6 +519,14 @@ def _files(directory: Path) -> Iterator[str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name is repeated: of two values, each reader would take another."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is repeated in an object")
+    return found
 
 
 def _digest(content: Mapping[str, Any]) -> str:

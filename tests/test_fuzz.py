@@ -170,6 +170,14 @@ def test_a_manifest_without_end_is_not_read(victim: Callable[[str], Victim]) -> 
         genkit.Bundle.open(path)
 
 
+def test_a_manifest_that_says_two_things_says_none(victim: Callable[[str], Victim]) -> None:
+    path = victim("mlp").path
+    file = path / "manifest.json"
+    file.write_text(file.read_text().replace('"opset": 18', '"opset": 17, "opset": 18', 1))
+    with pytest.raises(genkit.VerificationFailed, match="a name is repeated in an object"):
+        genkit.Bundle.open(path)
+
+
 def test_a_file_without_end_is_not_read(victim: Callable[[str], Victim]) -> None:
     path = victim("mlp").path
     os.truncate(path / "README.md", 2**43)
