@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import genkit
 from benchmarks.gate.exports import Translate, after_the_proof, translator
 from benchmarks.gate.faults import NUMBERS, WEIGHTS, Fault, collector
-from benchmarks.gate.subjects import LATENT, SUBJECTS, image, label, latent, weighted
+from benchmarks.gate.subjects import LATENT, SUBJECTS, label, latent, weighted
 from benchmarks.gate.surgery import reweight, weights
 
 Graphs = tuple[genkit.Graph, ...]
@@ -301,31 +301,16 @@ def draw_that_is_not_finite(seed: int) -> genkit.Input:
     return _latent(lambda n, g: torch.randn(n, LATENT, generator=g).log())
 
 
-@drawn({"reference": "z: its draw function does not give what its distribution says"})
-def draw_of_one_value(seed: int) -> genkit.Input:
-    """One latent over and over, which shows nothing of the others."""
-    return _latent(lambda n, g: torch.ones(n, LATENT))
-
-
-@drawn({"reference": "z: its draw function does not follow its generator"})
-def draw_that_ignores_its_generator(seed: int) -> genkit.Input:
-    """Latents of torch's own generator, with which no export can be repeated."""
-    return _latent(lambda n, g: torch.randn(n, LATENT))
+@drawn({"reference": "z: its draw function gives nothing but zeros"})
+def draw_of_zeros(seed: int) -> genkit.Input:
+    """Zeros, which stay so however they are made harder, and show nothing of the rest."""
+    return _latent(lambda n, g: torch.zeros(n, LATENT))
 
 
 @drawn({"reference": "z: its draw function does not give what its distribution says"})
 def draw_of_another_distribution(seed: int) -> genkit.Input:
     """A latent that deployers are told to draw wider than it is."""
     return _latent(lambda n, g: 0.8 * torch.randn(n, LATENT, generator=g))
-
-
-@fault("input", says={"reference": "x: its draw function gives numbers outside of"})
-@contextmanager
-def draw_outside_of_its_range(seed: int) -> Iterator[Graphs]:
-    """Pictures from -1 to 1 that are said to be in [0, 1]."""
-    (encoder, _) = SUBJECTS["mlp"](seed)
-    wider = dataclasses.replace(image(), draw=lambda n, g: 2 * torch.rand(n, 1, 8, 8, generator=g) - 1)
-    yield (dataclasses.replace(encoder, inputs={"x": wider}),)
 
 
 @fault("input", says={"reference": "condition: its draw function does not give what its distribution says"})
@@ -335,14 +320,6 @@ def draw_of_half_the_labels(seed: int) -> Iterator[Graphs]:
     (graph,) = SUBJECTS["conditional"](seed)
     half = dataclasses.replace(label(), draw=lambda n, g: torch.randint(5, (n,), generator=g))
     yield (dataclasses.replace(graph, inputs={**graph.inputs, "condition": half}),)
-
-
-@fault("output", says={"reference": "x: PyTorch's own goes beyond its range"})
-@contextmanager
-def output_outside_of_its_range(seed: int) -> Iterator[Graphs]:
-    """A picture that is said to be in [0, 1], and that nothing keeps there."""
-    (graph,) = SUBJECTS["conv"](seed)
-    yield (dataclasses.replace(graph, ranges={"x": (0.0, 1.0)}),)
 
 
 # The machinery
@@ -404,10 +381,7 @@ def translator_that_trains_on(seed: int) -> Iterator[Graphs]:
         yield SUBJECTS["conv"](seed)
 
 
-_TOUCHED = {"translation": "the translation changed the module's own weights"}
-
-
-@fault("machinery", says=_TOUCHED)
+@fault("machinery", says={"translation": "the translation changed the module's own weights"})
 @contextmanager
 def mutation_shared_with_the_reference(seed: int) -> Iterator[Graphs]:
     """A translator that rounds the weights of the very module from which the reference is computed."""
@@ -434,7 +408,7 @@ class _Half(nn.Module):
         return (self.model[self.part](z),)
 
 
-@fault("machinery", says=_TOUCHED)
+@fault("machinery", says={"translation": "the translation changed the module's own weights"})
 @contextmanager
 def mutation_before_the_next_reference(seed: int) -> Iterator[Graphs]:
     """Two graphs of one model, and a translator whose first translation changes what the second is compared with."""

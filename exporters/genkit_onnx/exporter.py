@@ -122,9 +122,13 @@ class OnnxExporter:
             detail = f"{', '.join(unfit)}: names have to differ, and to be of letters, digits, _ and -"
             yield genkit.Check("", "graphs", False, detail)
             return
-        bundled = []
+        # All references before anything is translated: graphs share their modules, and a translator may touch one.
+        references = []
         for graph in offered:
-            entry = yield from self._build_graph(graph, staging, about, opset, seed)
+            references.append((yield from _reference(graph, seed)))
+        bundled = []
+        for graph, reference in zip(offered, references, strict=True):
+            entry = (yield from self._build_graph(graph, reference, staging, about, opset, seed)) if reference else None
             bundled += [entry] if entry else []
         if len(bundled) < len(offered):
             return
@@ -134,15 +138,12 @@ class OnnxExporter:
         yield from _verify(genkit.Bundle.open(staging), runtimes, rows=None)
 
     def _build_graph(
-        self, graph: genkit.Graph, staging: Path, about: Mapping[str, Any], opset: int, seed: int
+        self, graph: genkit.Graph, reference: Reference, staging: Path, about: Mapping[str, Any], opset: int, seed: int
     ) -> Generator[genkit.Check, None, genkit.BundledGraph | None]:
-        """Writes one graph and its golden vectors; nothing where its module has no reference or no translation."""
+        """Writes one graph and its golden vectors; nothing where its module has no translation."""
         from genkit_onnx.reference import compare_weights, digest
         from genkit_onnx.translate import save, translate
 
-        reference = yield from _reference(graph, seed)
-        if reference is None:
-            return None
         file = staging / f"{graph.name}.onnx"
         try:
             model = translate(graph, opset, seed)

@@ -75,6 +75,7 @@ def compute_reference(graph: genkit.Graph, seed: int) -> Reference:
     """
     generator, weights = Generator().manual_seed(seed), digest(graph.module)
     with genkit.unvalidated(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of draw functions that do not pass their generator on
         try:
             single = copy.deepcopy(graph.module).cpu().eval()
             double = copy.deepcopy(single).double()
@@ -91,10 +92,9 @@ def compute_reference(graph: genkit.Graph, seed: int) -> Reference:
                 remedy = "take the noise as an input of the graph"
                 raise genkit.ExportRefused(f"{noisy[0]}: the module gives other numbers for the same inputs; {remedy}")
             cases.append(genkit.Case(inputs, outputs, _run(graph, double, inputs, wide=True)))
-        _check_ranges(graph, cases)
         _check_rows(graph, double, cases)
         cases = _with_ties(graph, double, cases)
-        values = _values(graph, cases[0].inputs), _values(graph, cases[0].outputs)
+        values = _values(graph, cases[0].inputs, cases), _values(graph, cases[0].outputs, cases)
         for value in values[0]:
             _check_distribution(graph.inputs[value.name], value, seed)
         ignores = {}
@@ -170,10 +170,7 @@ def _draw(graph: genkit.Graph, rows: int, generator: Generator) -> dict[str, Arr
     """As drawn, and made hard: tails, nearly zero, zero, one-hot; within the range where the graph has one."""
     batch = {}
     for name in graph.inputs:
-        before = generator.get_state()
         x = _drawn(graph, name, rows, generator)
-        if rows == BATCHES[1] and not torch.equal(x, _drawn(graph, name, rows, Generator().set_state(before))):
-            raise genkit.ExportRefused(f"{name}: its draw function does not follow its generator; pass it on")
         if x.is_floating_point():
             x = torch.stack([_harden(row, _FACTORS[i % len(_FACTORS)], generator) for i, row in enumerate(x)])
             x = x.clamp(*graph.ranges[name]) if name in graph.ranges else x
@@ -193,35 +190,21 @@ def _drawn(graph: genkit.Graph, name: str, rows: int, generator: Generator) -> T
         given = f"{_name(x.dtype)} {tuple(x.shape)}, expected {_name(spec.dtype)} {shape}"
     elif not x.isfinite().all():
         given = "numbers that are not finite"
-    elif name in graph.ranges and (outside := _outside(x.numpy(force=True), graph.ranges[name])):
-        given = f"numbers outside of {_interval(graph.ranges[name])}: {outside:.4g}"
+    elif rows == max(BATCHES) and x.is_floating_point() and not x.any():
+        given = "nothing but zeros, which show nothing of the rest"
     if given:
         raise genkit.ExportRefused(f"{name}: its draw function gives {given}")
     return x
 
 
-def _outside(values: Array, bounds: tuple[float, float]) -> float | None:
-    """The number that is the furthest outside of the bounds, if it is so by more than scaling to them may round."""
-    slack = 1e-6 * (bounds[1] - bounds[0])
-    low, high = float(values.min()), float(values.max())
-    if max(bounds[0] - low, high - bounds[1]) <= slack:
-        return None
-    return low if bounds[0] - low > high - bounds[1] else high
-
-
-def _interval(bounds: tuple[float, float]) -> str:
-    return f"[{bounds[0]:g}, {bounds[1]:g}]"
-
-
-def _check_ranges(graph: genkit.Graph, cases: Sequence[genkit.Case]) -> None:
-    """Refuses an output that is not where its graph says that it is."""
-    for name in graph.ranges.keys() & set(graph.outputs):
-        for case in cases:
-            outside = _outside(case.references[name], graph.ranges[name])
-            if outside is not None:
-                bounds = _interval(graph.ranges[name])
-                reason = f"PyTorch's own goes beyond its range {bounds}: {outside:.4g}; bound it, or give no range"
-                raise genkit.ExportRefused(f"{name}: {reason}")
+def _bounds(graph: genkit.Graph, name: str, cases: Sequence[genkit.Case]) -> tuple[float, float] | None:
+    """The range that the graph gives, unless an output is seen outside of it by more than scaling to it may round."""
+    if name not in graph.ranges or name in graph.inputs:
+        return graph.ranges.get(name)
+    low, high = graph.ranges[name]
+    slack = 1e-6 * (high - low)
+    extremes = [number for case in cases for number in (case.references[name].min(), case.references[name].max())]
+    return (low, high) if low - slack <= min(extremes) <= max(extremes) <= high + slack else None
 
 
 def _check_rows(graph: genkit.Graph, double: nn.Module, cases: Sequence[genkit.Case]) -> None:
@@ -293,7 +276,7 @@ def _problem(y: Tensor, rows: int, precision: torch.dtype) -> str | None:
     return None
 
 
-def _values(graph: genkit.Graph, arrays: genkit.Arrays) -> tuple[genkit.Value, ...]:
+def _values(graph: genkit.Graph, arrays: genkit.Arrays, cases: Sequence[genkit.Case]) -> tuple[genkit.Value, ...]:
     for name, value in graph.inputs.items():
         try:
             genkit.Drawn.model_validate(value.distribution or {"kind": "normal", "parameters": ()})
@@ -307,7 +290,7 @@ def _values(graph: genkit.Graph, arrays: genkit.Arrays) -> tuple[genkit.Value, .
             name=name,
             dtype=str(array.dtype),
             shape=("batch", *array.shape[1:]),
-            range=graph.ranges.get(name),
+            range=_bounds(graph, name, cases),
             layout=graph.layouts.get(name),
             distribution=graph.inputs[name].distribution if name in graph.inputs else None,
         )

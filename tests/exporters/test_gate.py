@@ -370,6 +370,11 @@ def test_a_module_that_cannot_be_exported_is_refused_in_two_lines(
     assert str(tmp_path / "bundle.rejected.json") in message
 
 
+class Noisy(nn.Module):
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (z + torch.randn_like(z),)
+
+
 def test_a_failing_export_leaves_an_earlier_bundle_as_it_was_and_a_passing_one_replaces_it(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     export(target, decoder())
