@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import onnx
@@ -18,7 +19,7 @@ from genkit_onnx.protobuf import initializers
 from genkit_onnx.reference import compare_weights
 from genkit_onnx.runtime import OnnxRuntime
 from genkit_onnx.structure import notes
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 import genkit
 
@@ -65,13 +66,13 @@ class Exported:
         """What the gate of ``export`` says about ``model``, written to ``file``, in the place of the graph."""
         file.write_bytes(model.SerializeToString())
         cases, said = self.bundle.cases(self.promised), notes(self.promised, self.bundle.manifest.about)
-        checks = [*_weights(self.graph, model), *examine(self.promised, file, cases, [OnnxRuntime()], promised=said)]
-        return genkit.Report(tuple(checks))
+        proof = examine(self.promised, file, cases, [OnnxRuntime()], promised=said)
+        return genkit.Report((*_weights(self.graph, model, file.parent), *proof))
 
 
-def _weights(graph: genkit.Graph, model: ModelProto) -> Iterator[genkit.Check]:
-    if all(tensor.data_location == TensorProto.DEFAULT for tensor in model.graph.initializer):
-        yield compare_weights(graph, initializers(model, Path()))
+def _weights(graph: genkit.Graph, model: ModelProto, folder: Path) -> Iterator[genkit.Check]:
+    if all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer):
+        yield compare_weights(graph, initializers(model, folder))
 
 
 Translate = Callable[[genkit.Graph, int, int], onnx_ir.Model]
@@ -88,9 +89,9 @@ def translator(change: Callable[[Translate], Translate]) -> Iterator[None]:
 def after_the_proof(act: Callable[[Path], None]) -> Iterator[None]:
     """Does something to each file of a graph when all has been said about it."""
 
-    def proven(graph: genkit.BundledGraph, file: Path, *arguments: object, **options: object) -> Iterator[genkit.Check]:
+    def examined(graph: genkit.BundledGraph, file: Path, *arguments: Any, **options: Any) -> Iterator[genkit.Check]:
         yield from examine(graph, file, *arguments, **options)
         act(file)
 
-    with patch.object(exporter, "examine", proven):
+    with patch.object(exporter, "examine", examined):
         yield

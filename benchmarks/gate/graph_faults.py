@@ -261,7 +261,7 @@ def leak_between_rows(model: ModelProto, random: Random) -> None:
     splice(model, "z", code, little=1e-3, axis=[0])
 
 
-@fault(*DECODERS, says={"structure": "scales a batch as a whole, so that rows depend on one another"})
+@fault(*DECODERS, says={"structure": "the operator DynamicQuantizeLinear scales a batch as a whole"} | ROWS)
 def scale_of_the_batch(model: ModelProto, random: Random) -> None:
     """int8 with a scale that is measured anew for every batch, as dynamic quantization does."""
     code = """

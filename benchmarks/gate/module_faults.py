@@ -308,6 +308,12 @@ def draw_of_zeros(seed: int) -> genkit.Input:
 
 
 @drawn({"reference": "z: its draw function does not give what its distribution says"})
+def draw_of_one_value(seed: int) -> genkit.Input:
+    """One latent over and over, which shows nothing of the others."""
+    return _latent(lambda n, g: torch.ones(n, LATENT))
+
+
+@drawn({"reference": "z: its draw function does not give what its distribution says"})
 def draw_of_another_distribution(seed: int) -> genkit.Input:
     """A latent that deployers are told to draw wider than it is."""
     return _latent(lambda n, g: 0.8 * torch.randn(n, LATENT, generator=g))
@@ -381,7 +387,10 @@ def translator_that_trains_on(seed: int) -> Iterator[Graphs]:
         yield SUBJECTS["conv"](seed)
 
 
-@fault("machinery", says={"translation": "the translation changed the module's own weights"})
+_TOUCHED = {"translation": "the translation changed the module's own weights"}
+
+
+@fault("machinery", says=_TOUCHED)
 @contextmanager
 def mutation_shared_with_the_reference(seed: int) -> Iterator[Graphs]:
     """A translator that rounds the weights of the very module from which the reference is computed."""
@@ -408,7 +417,7 @@ class _Half(nn.Module):
         return (self.model[self.part](z),)
 
 
-@fault("machinery", says={"translation": "the translation changed the module's own weights"})
+@fault("machinery", says=_TOUCHED)
 @contextmanager
 def mutation_before_the_next_reference(seed: int) -> Iterator[Graphs]:
     """Two graphs of one model, and a translator whose first translation changes what the second is compared with."""
