@@ -211,7 +211,7 @@ def _accuracy(
                 excess, size = worst_by_size(found, cases, name)
                 if excess > 1:
                     ok = False
-                    detail = f"{name}: numbers up to {size:.2g} are off by {excess:.3g} times what they may be"
+                    detail = f"{name}: numbers up to {size:.2g} are off by {excess:.3g} times what PyTorch's own allow"
             if suspects and ok and deviation.rms >= REMARKABLE:
                 detail += f"; large for rounding, suspect {suspects}"
             yield genkit.Check(graph.name, subject, ok, detail, {"output": name, **measured})
