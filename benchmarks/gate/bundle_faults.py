@@ -112,7 +112,7 @@ def polished_report(path: Path, random: Random) -> None:
     file.write_text(file.read_text().replace('"rms": ', '"rms": 0'))
 
 
-@fault(*EVERYWHERE, says={"golden vectors": "is a symbolic link"})
+@fault(*EVERYWHERE, says={"files": "is a symbolic link"})
 def symbolic_link(path: Path, random: Random) -> None:
     """A graph that is somewhere else."""
     file = _graph(path, random)
@@ -133,7 +133,7 @@ def half_a_graph(path: Path, random: Random) -> None:
     _reseal(path)
 
 
-@fault(*EVERYWHERE, says={"structure": "cannot be read"})
+@fault(*EVERYWHERE, says={"files": "not in the manifest's files"})
 def missing_graph(path: Path, random: Random) -> None:
     """The manifest promises a graph that is not there."""
     _graph(path, random).unlink()
@@ -161,7 +161,7 @@ def stale_graph(path: Path, random: Random) -> None:
     _reseal(path)
 
 
-@fault(*EVERYWHERE, says={"golden vectors": "leads outside of the bundle"})
+@fault(*EVERYWHERE, says={"files": "not in the manifest's files"})
 def graph_outside_of_the_bundle(path: Path, random: Random) -> None:
     """The manifest names a file that is not in the bundle."""
     manifest = _manifest(path)

@@ -217,6 +217,10 @@ def _prove(graph: genkit.Graph, file: Path, runtimes: Sequence[genkit.Runtime], 
 
 
 def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: int | None) -> Iterator[genkit.Check]:
+    changed = [check for check in bundle.check_files() if not check.ok]
+    if changed:  # they are not read any further: copied, parsed, given to native code
+        yield from changed
+        return
     if not bundle.manifest.graphs:
         yield genkit.Check("", "graphs", False, "the bundle holds no graph")
     for graph in bundle.manifest.graphs:
@@ -227,7 +231,7 @@ def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: 
         else:
             promised = notes(graph, bundle.manifest.about)
             yield from examine(graph, file, cases, runtimes, promised=promised, rows=rows)
-    yield from bundle.check_files()  # last, so that they are still what was proven
+    yield from bundle.check_files()  # once more, so that they are still what was proven
 
 
 def _default_runtimes() -> list[genkit.Runtime]:
