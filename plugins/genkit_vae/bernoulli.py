@@ -33,7 +33,7 @@ class _LogProb(torch.autograd.Function):
         return logits.abs().sigmoid_().log_().addcmul_(logits, value).sub_(logits.relu())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         logits, value = ctx.saved_tensors
         of_value = gradient * logits if ctx.needs_input_grad[1] else None
         return gradient * (value - logits.sigmoid()), of_value
