@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch.distributions import Distribution as Distribution
 
     from genkit.bundle import DRAWN as DRAWN
+    from genkit.bundle import REDUCED as REDUCED
     from genkit.bundle import Absent as Absent
+    from genkit.bundle import Accuracy as Accuracy
     from genkit.bundle import Arrays as Arrays
     from genkit.bundle import Bundle as Bundle
     from genkit.bundle import BundledGraph as BundledGraph
@@ -23,9 +25,15 @@ if TYPE_CHECKING:
     from genkit.bundle import Drawn as Drawn
     from genkit.bundle import Errors as Errors
     from genkit.bundle import Exporter as Exporter
+    from genkit.bundle import Function as Function
+    from genkit.bundle import LossChange as LossChange
     from genkit.bundle import Manifest as Manifest
+    from genkit.bundle import ReducedGraph as ReducedGraph
+    from genkit.bundle import ReducedOutput as ReducedOutput
+    from genkit.bundle import ReducedPrecision as ReducedPrecision
     from genkit.bundle import Report as Report
     from genkit.bundle import Runtime as Runtime
+    from genkit.bundle import Score as Score
     from genkit.bundle import Value as Value
     from genkit.bundle import seal as seal
     from genkit.bundle import stage as stage
@@ -82,7 +90,9 @@ hookimpl = pluggy.HookimplMarker("genkit")
 _HOMES = {
     "genkit.bundle": (
         "DRAWN",
+        "REDUCED",
         "Absent",
+        "Accuracy",
         "Arrays",
         "Bundle",
         "BundledGraph",
@@ -91,9 +101,15 @@ _HOMES = {
         "Drawn",
         "Errors",
         "Exporter",
+        "Function",
+        "LossChange",
         "Manifest",
+        "ReducedGraph",
+        "ReducedOutput",
+        "ReducedPrecision",
         "Report",
         "Runtime",
+        "Score",
         "Value",
         "seal",
         "stage",
