@@ -248,8 +248,8 @@ class ReducedGraph(_Record):
         size: of its files, in bytes.
         fp32_size: of those of the graph that it stands for.
         outputs: by name.
-        ranges: int8: the smallest and the largest value of each tensor that is quantized, and of each input, on the data
-            that the scales were chosen on. Budgets hold for inputs within, beyond which a tensor saturates.
+        ranges: int8: the smallest and the largest value of each tensor that is quantized, and of each input, on the
+            data that the scales were chosen on. Budgets hold for inputs within, beyond which a tensor saturates.
         float32: operators that keep weights, or compute, in float32 none the less.
         loss: how the test loss changes; None where that cannot be measured.
         no_loss: why not.
@@ -426,7 +426,7 @@ class Bundle:
                 problems.append(str(error))
             except OSError as error:
                 problems.append(f"{name}: {error.strerror}")
-        graphs = (*self.manifest.graphs, *self.manifest.reduced)
+        graphs: tuple[BundledGraph | ReducedGraph, ...] = (*self.manifest.graphs, *self.manifest.reduced)
         needed = [name for graph in graphs for name in (graph.file, graph.data) if name is not None]
         problems += [f"{name}: not in the manifest's files" for name in needed if name not in self.manifest.files]
         unknown = sorted(set(_files(self.path)) - set(self.manifest.files) - {MANIFEST})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,6 +17,9 @@ from genkit.interfaces import Decoder, Encoder, unvalidated
 from genkit.latent import LatentModel, draw
 from genkit.random import seeded
 from genkit.task import Data, Graph, Input, NoGraph
+
+if TYPE_CHECKING:
+    from genkit.bundle import Function
 
 _DRAWN_BY_NUMPY: Mapping[type, tuple[str, tuple[str, str]]] = {
     Normal: ("normal", ("loc", "scale")),
@@ -89,9 +93,10 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
     layouts = {"x": "NCHW"} if len(spec.event_shape) == 3 else {}
 
     def observations(n: int, generator: Generator) -> Tensor:
-        indices = torch.randint(length(data.test), (n,), generator=generator)
+        # of the training set: what a graph is calibrated on must not be what its test loss is measured on
+        indices = torch.randint(length(data.train), (n,), generator=generator)
         with asking(model, _seed(generator)):
-            x, _ = take(data.test, indices)
+            x, _ = take(data.train, indices)
         return to_unit(scale(x, bounds), bounds)
 
     def latents(n: int, generator: Generator) -> Tensor:
@@ -175,6 +180,58 @@ def _uses_label(module: nn.Module, inputs: Mapping[str, Input], classes: int) ->
             return True
         pairs = zip(module(*rows, labels), module(*rows, labels.roll(1)), strict=True)
         return any(not torch.equal(one, other) for one, other in pairs)
+
+
+@contextmanager
+def replaced(model: LatentModel, graphs: Mapping[str, tuple[Graph, Function]]) -> Iterator[None]:
+    """Inside the block the model computes by graphs, as some runtime runs them, in the place of its own modules.
+
+    Raises:
+        GenkitError: for a graph that does not compute what a module of the model does, or a loss that needs gradients.
+    """
+    with ExitStack() as stack:
+        for name, (graph, function) in graphs.items():
+            if isinstance(graph.module, EncoderGraph):
+                inner: Encoder | Decoder = graph.module.encoder
+            elif isinstance(graph.module, DecoderGraph):
+                inner = graph.module.decoder
+            else:
+                raise GenkitError(f"the loss does not run the graph {name!r}")
+            stack.enter_context(_forwarding(inner, _as_forward(graph, function, inner.outputs, model.spec.value_range)))
+        try:
+            yield
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise GenkitError("the loss differentiates the model, and a graph has no gradients") from error
+
+
+@contextmanager
+def _forwarding(module: nn.Module, forward: Callable[..., tuple[Tensor, ...]]) -> Iterator[None]:
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+
+
+def _as_forward(
+    graph: Graph, function: Function, outputs: Sequence[str], value_range: tuple[float, float] | None
+) -> Callable[..., tuple[Tensor, ...]]:
+    """``Encoder.forward`` or ``Decoder.forward``, by the graph of it: back from [0, 1] to the range inside."""
+    encodes = isinstance(graph.module, EncoderGraph)
+
+    def forward(value: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        given = {"x": to_unit(value, value_range)} if encodes else {"z": value}
+        if condition is not None and "condition" in graph.inputs:
+            given["condition"] = condition
+        arrays = function({name: tensor.numpy(force=True) for name, tensor in given.items()})
+        found = {name: torch.from_numpy(array).to(value.device) for name, array in arrays.items()}
+        if not encodes:
+            found["x"] = from_unit(found["x"], value_range)
+        return tuple(found[name] for name in outputs)
+
+    return forward
 
 
 def describe_prior(model: LatentModel) -> dict[str, Any] | None:
