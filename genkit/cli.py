@@ -433,20 +433,24 @@ def _print_reduced(manifest: Manifest, precisions: Sequence[str]) -> None:
     """What each reduced graph saves and what it costs: a line for each of its outputs."""
     if not precisions:
         return
-    rows = []
+    rows, remarks = [], []
     for graph in manifest.reduced:
-        saved = f"{graph.size / 1e6:.3g} of {graph.fp32_size / 1e6:.3g} MB"
-        loss = f"{graph.loss.change:+.3g} ({graph.loss.change / abs(graph.loss.fp32):+.3%})" if graph.loss else "-"
+        size, loss = f"{graph.size / 1e6:.3g} of {graph.fp32_size / 1e6:.3g} MB", "-"
+        if graph.loss is None:
+            remarks.append(f"{graph.name} has no test loss: {graph.no_loss}")
+        else:
+            loss = f"{graph.loss.change:+.2g} ({100 * graph.loss.change / abs(graph.loss.fp32):+.2g} %)"
         for name, output in graph.outputs.items():
             found = output.measured
-            error = f"{found.agreement:.2%} agree" if found.agreement is not None else f"{found.rms:.2g}"
+            error = f"{found.rms:.2g}" if found.agreement is None else f"{found.agreement:.2%} agree"
             psnr = "" if found.psnr is None else f"{found.psnr:.1f} dB"
-            rows.append([graph.name, graph.precision, saved, name, error, psnr, loss])
-            saved = loss = ""
+            rows.append([graph.name, graph.precision, size, name, error, psnr, loss])
+            size = loss = ""
     _table(["reduced graph", "precision", "size", "output", "rms error", "PSNR", "test loss"], rows)
-    for absent in manifest.absent:
-        if absent.name.endswith(tuple(f"_{precision}" for precision in precisions)):
-            _say(f"No {absent.name}: {absent.reason}")
+    reduced = tuple(f"_{precision}" for precision in precisions)
+    remarks += [f"no {absent.name}: {absent.reason}" for absent in manifest.absent if absent.name.endswith(reduced)]
+    for remark in remarks:
+        _say(remark)
 
 
 def _print_report(report: Report) -> None:

@@ -30,7 +30,7 @@ from genkit.random import seeded
 from genkit.recipe import Recipe
 from genkit.registry import Registry
 from genkit.run import Checkpoint, Run, read_recipe
-from genkit.task import Graph, Task, Turn
+from genkit.task import Graph, Task
 from genkit.training.batches import Batches, batches_of, for_measurement
 from genkit.training.device import arithmetic, choose_device, describe_device
 from genkit.training.loop import Trainer, measure
@@ -283,7 +283,7 @@ class _ExportedLoss:
         task, options = self.loaded.task, self.loaded.recipe.training
         turns = checked_turns(task.turns())
         if len(turns) > 1:
-            raise GenkitError(f"the model has {len(turns)} losses that play against each other: {_names(turns)}")
+            raise GenkitError(f"the model has several losses: {', '.join(turn.name for turn in turns)}")
         graphs = {graph.name: graph for graph in task.graphs() if isinstance(graph, Graph)}
         with replaced(self.loaded.model, {name: (graphs[name], run) for name, run in functions.items()}):
             terms = measure(task, turns, self._batches(task, options.batch_size), self.loaded.device, self.seed)
@@ -296,10 +296,6 @@ class _ExportedLoss:
             chosen = take(task.data.test, [i * size // self.observations for i in range(self.observations)])
         subset = TensorDataset(*(part for part in chosen if part is not None))
         return batches_of(task.data, subset, batch_size, task.value_range, None, self.loaded.device, 0)
-
-
-def _names(turns: Sequence[Turn]) -> str:
-    return ", ".join(turn.name for turn in turns)
 
 
 def sample_bundle(path: Path, registry: Registry, n: int, *, seed: int, condition: int | None) -> Tensor:

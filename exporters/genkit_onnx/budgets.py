@@ -14,8 +14,8 @@ strokes. The two PSNR are where nobody sees a difference in 8-bit pictures (thei
 people begin to.
 
 Codes, as all whole numbers, change where two scores are nearer than the error is large: for scores whose gaps are
-spread as widely as they are themselves, a share of a few errors, and at most 4 x 16 u. A mean over observations of the
-loss, which is a sum over outputs, may change by 16 u of itself.
+spread as widely as they are themselves, a share of a few errors, and at most 4 x 16 u. The mean of the test loss may
+change by 4 u of itself: errors of either sign cancel in it, and what is left is as the square of an error.
 
 What these are too wide to see, such as one channel of hundreds with another scale, is not left to them: see
 ``precision_proof``.
@@ -42,7 +42,7 @@ _PRECISIONS: Mapping[genkit.ReducedPrecision, _Precision] = {
     "fp16": _Precision(2.0**-11, 50.0),
     "int8": _Precision(2.0**-8, 30.0),
 }
-_RMS, _LARGEST, _CODES = 16, 128, 4 * 16
+_RMS, _LARGEST, _CODES, _LOSS = 16, 128, 4 * 16, 4
 _AT_LEAST = ("psnr", "agreement")
 
 FAITHFUL = 1.5
@@ -97,7 +97,7 @@ def budget(
 
 def loss_budget(precision: genkit.ReducedPrecision, loss: float) -> float:
     """How much the test loss may change."""
-    return _RMS * _PRECISIONS[precision].unit * abs(loss)
+    return _LOSS * _PRECISIONS[precision].unit * abs(loss)
 
 
 def measure(

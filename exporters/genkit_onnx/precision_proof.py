@@ -116,7 +116,7 @@ def _check_reduction(
         if not link.constant:
             problems += _activation(reduced, link, narrow)
         elif weights[link.name].dtype != np.float32:
-            same = _bits(narrow[link.source]) == _bits(weights[link.name]) and not link.conversions
+            same = _bits(narrow[link.source]) == _bits(weights[link.name])
             problems += [] if same else [f"{link.name} is not the constant of the graph in fp32"]
         elif reduced.precision == "fp16":
             problems += _half(link, weights[link.name], narrow[link.source])
