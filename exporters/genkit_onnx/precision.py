@@ -72,14 +72,13 @@ def reduce(file: Path, precision: genkit.ReducedPrecision, batches: Sequence[gen
     try:
         with silence():
             reduced = _to_fp16(file) if precision == "fp16" else _to_int8(model, file.parent, batches)
-    except Irreducible:
+    except (Irreducible, OSError):
         raise
     except Exception as error:  # the converters are other people's code, which can raise anything
         raise Irreducible(f"{type(error).__name__}: {one_line(error)}") from error
     reduced.graph.sort()
-    onnx_ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.RemoveUnusedOpsetsPass(), passes.NameFixPass())(
-        reduced
-    )
+    for clean in (passes.RemoveUnusedNodesPass(), passes.RemoveUnusedOpsetsPass(), passes.NameFixPass()):
+        clean(reduced)
     return reduced
 
 
@@ -95,12 +94,16 @@ def ranges(file: Path, tensors: Sequence[str], batches: Sequence[genkit.Arrays])
     inputs = {value.name for value in model.graph.input}
     del model.graph.output[:]
     model.graph.output.extend(ValueInfoProto(name=name) for name in tensors if name not in inputs)
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".onnx") as observed:  # beside its data file
-        Path(observed.name).write_bytes(model.SerializeToString())
-        run = OnnxRuntime().load(Path(observed.name)) if model.graph.output else lambda inputs: {}
-        found = [{**batch, **run(batch)} for batch in batches]
+    if model.graph.output:
+        observed = file.with_name(f"{file.stem}.observed.onnx")  # beside its data file
+        try:
+            observed.write_bytes(model.SerializeToString())
+            run = OnnxRuntime().load(observed)
+        finally:
+            observed.unlink(missing_ok=True)
+        batches = [{**batch, **run(batch)} for batch in batches]
     return {
-        name: (float(min(each[name].min() for each in found)), float(max(each[name].max() for each in found)))
+        name: (float(min(batch[name].min() for batch in batches)), float(max(batch[name].max() for batch in batches)))
         for name in tensors
     }
 

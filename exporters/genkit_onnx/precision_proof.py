@@ -205,9 +205,9 @@ def _activation(reduced: genkit.ReducedGraph, link: Link, initial: Initial) -> l
     if tensor not in reduced.ranges:
         return [f"{tensor} is quantized without a calibration"]
     low, high = min(reduced.ranges[tensor][0], 0.0), max(reduced.ranges[tensor][1], 0.0)
-    step = (high - low) / 255
+    step = (high - low) / 255 or 1.0  # of a tensor that is zero throughout
     for scale, zero in zip(scales, zeros, strict=True):
-        if scale.ndim or abs(float(scale) - step) > 1e-3 * step:
+        if scale.ndim or (high > low and abs(float(scale) - step) > 1e-3 * step):
             return [f"{tensor} has the scale {scale.ravel()[0]:.6g}, where its calibration gives {step:.6g}"]
         if zero.dtype != np.uint8 or abs(float(zero) + low / step) > _HALF + 1e-2:
             return [f"{tensor} has the zero point {zero}, where its calibration gives {-low / step:.4g}"]
