@@ -210,6 +210,12 @@ class Accuracy(_Record):
     psnr: float | None = None
     agreement: Annotated[float, Ge(0), Le(1)] | None = None
 
+    def __str__(self) -> str:
+        if self.agreement is not None:
+            return f"{self.agreement:.2%} of the numbers agree"
+        psnr = "" if self.psnr is None else f", {self.psnr:.1f} dB"
+        return f"rms error {self.rms:.2g}{psnr}"
+
 
 class ReducedOutput(_Record):
     """One output of a reduced graph: what was allowed before, and what was measured at export."""
