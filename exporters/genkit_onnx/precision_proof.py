@@ -27,7 +27,7 @@ Initial = Mapping[str, Array]
 
 _HALF = 0.5 * (1 + 1e-3)
 """Of a step, that a number may be from the nearest one; scales are rounded to float32 themselves."""
-_FEWEST_STEPS = 32
+_FEWEST_STEPS = 48
 """From zero to the largest weight of a channel, of the 64 there are: a scale that leaves less is a wrong one."""
 
 
@@ -177,16 +177,18 @@ def _whole(link: Link, wide: Array, initial: Initial) -> list[str]:
     if [node.op_type for node in link.conversions] != ["DequantizeLinear"] or narrow.shape != wide.shape:
         return [f"the weight {link.name} is converted in a way that is not this exporter's"]
     values, step = dequantized(link.conversions[0], initial, narrow)
+    problems = []
+    if not (np.abs(values - wide) <= _HALF * step).all():
+        problems.append(f"the weight {link.name} is not the nearest in {narrow.dtype} at its scale")
     if link.operand:
         scales = initial[link.conversions[0].input[1]]
         if narrow.dtype != np.int8 or scales.ndim != 1:
-            return [f"the weight {link.name} is {narrow.dtype} with {scales.size} scales, expected int8 by the channel"]
+            found = f"{narrow.dtype} with {scales.size} scales"
+            problems.append(f"the weight {link.name} is {found}, expected int8 by the channel")
         tops = np.abs(wide).max(axis=tuple(i for i, size in enumerate(step.shape) if size == 1), keepdims=True)
         if ((step * _FEWEST_STEPS > tops) & (tops > 0)).any():
-            return [f"the weight {link.name} has a scale that is too coarse for its channel"]
-    if not (np.abs(values - wide) <= _HALF * step).all():
-        return [f"the weight {link.name} is not the nearest in {narrow.dtype} at its scale"]
-    return []
+            problems.append(f"the weight {link.name} has a scale that is too coarse for its channel")
+    return problems
 
 
 def _activation(reduced: genkit.ReducedGraph, link: Link, initial: Initial) -> list[str]:

@@ -51,14 +51,18 @@ class Reducer:
             found = []
             for graph, entry in zip(graphs, self.bundle.manifest.graphs, strict=True):
                 found += yield from self._reduce(graph, entry, precision)
-            if not any(isinstance(each, genkit.ReducedGraph) for each in found):
-                reasons = "; ".join(f"{each.name}: {each.reason}" for each in found if isinstance(each, genkit.Absent))
+            absent = [each for each in found if isinstance(each, genkit.Absent)]
+            if absent and len(absent) == len(found):
+                reasons = "; ".join(f"{each.name}: {each.reason}" for each in absent)
                 yield genkit.Check("", precision, False, f"no graph can be had in {precision} ({reasons})")
             made += found
         manifest = self.bundle.manifest
-        absent = (*manifest.absent, *(each for each in made if isinstance(each, genkit.Absent)))
-        reduced = tuple(each for each in made if isinstance(each, genkit.ReducedGraph))
-        return manifest.model_copy(update={"absent": absent, "reduced": reduced})
+        return manifest.model_copy(
+            update={
+                "absent": (*manifest.absent, *(each for each in made if isinstance(each, genkit.Absent))),
+                "reduced": tuple(each for each in made if isinstance(each, genkit.ReducedGraph)),
+            }
+        )
 
     def _reduce(
         self, graph: genkit.Graph, entry: genkit.BundledGraph, precision: genkit.ReducedPrecision
