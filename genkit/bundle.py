@@ -255,7 +255,7 @@ class ReducedGraph(_Record):
         fp32_size: of those of the graph that it stands for.
         outputs: by name.
         ranges: int8: the smallest and the largest value of each tensor that is quantized, and of each input, on the
-            data that the scales were chosen on. Budgets hold for inputs within, beyond which a tensor saturates.
+            data that the scales were chosen on. Budgets hold where all of them stay within; beyond, one saturates.
         float32: operators that keep weights, or compute, in float32 none the less.
         loss: how the test loss changes; None where that cannot be measured.
         no_loss: why not.

@@ -10,10 +10,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, Gumbel, Independent, Laplace, Normal, Uniform
 
-from genkit.data import UNIT, from_unit, length, scale, take, to_unit
+from genkit.data import UNIT, from_unit, length, take, to_unit
 from genkit.errors import GenkitError
-from genkit.inference import asking, device_of
-from genkit.interfaces import Decoder, Encoder, unvalidated
+from genkit.inference import asking, device_of, to_batch
+from genkit.interfaces import Batch, Decoder, Encoder, unvalidated
 from genkit.latent import LatentModel, draw
 from genkit.random import seeded
 from genkit.task import Data, Graph, Input, NoGraph
@@ -83,6 +83,34 @@ class LocationScaleGraph(nn.Module):
         return (base.loc + base.scale * noise,)
 
 
+class _Draws:
+    """What the graphs of a trained model are given in use.
+
+    It is of the training set, because a test loss must not be measured on what a graph was calibrated on.
+    """
+
+    def __init__(self, model: LatentModel, data: Data) -> None:
+        self.model, self.data = model, data
+
+    def observations(self, n: int, generator: Generator) -> Tensor:
+        with asking(self.model, _seed(generator)):
+            return to_unit(self._batch(n).x, self.model.spec.value_range)
+
+    def latents(self, n: int, generator: Generator) -> Tensor:
+        """Draws of the prior, and every other one of a posterior: what is sampled, and what is reconstructed."""
+        model, classes = self.model, self.model.spec.classes
+        with asking(model, _seed(generator)):
+            labels = torch.randint(classes, (n,)) if classes else None
+            z = draw(model.prior_given(labels), 1, n)[0].clone()
+            if model.encoder is not None and n > 1:
+                z[1::2] = draw(model.posterior(*self._batch(n // 2)), 1, n // 2)[0]
+            return z
+
+    def _batch(self, n: int) -> Batch:
+        x, labels = take(self.data.train, torch.randint(length(self.data.train), (n,)))
+        return to_batch(self.model, x, labels)
+
+
 def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
     """The encoder, the decoder, a learned prior, and whatever the components offer under other names or in their place.
 
@@ -91,18 +119,7 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
     spec, bounds = model.spec, model.spec.value_range
     unit = {} if bounds is None else {"x": UNIT}
     layouts = {"x": "NCHW"} if len(spec.event_shape) == 3 else {}
-
-    def observations(n: int, generator: Generator) -> Tensor:
-        # of the training set: what a graph is calibrated on must not be what its test loss is measured on
-        indices = torch.randint(length(data.train), (n,), generator=generator)
-        with asking(model, _seed(generator)):
-            x, _ = take(data.train, indices)
-        return to_unit(scale(x, bounds), bounds)
-
-    def latents(n: int, generator: Generator) -> Tensor:
-        with asking(model, _seed(generator)):
-            labels = torch.randint(spec.classes, (n,)) if spec.classes else None
-            return draw(model.prior_given(labels), 1, n)[0]
+    draws = _Draws(model, data)
 
     def graph(name: str, module: nn.Module, inputs: dict[str, Input], outputs: tuple[str, ...]) -> Graph:
         if spec.classes and _uses_label(module, inputs, spec.classes):
@@ -115,10 +132,10 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
     if model.encoder is None:
         offered["encoder"] = NoGraph("encoder", "the model has no encoder")
     else:
-        x = Input(spec.event_shape, torch.float32, observations)
+        x = Input(spec.event_shape, torch.float32, draws.observations)
         offered["encoder"] = graph("encoder", EncoderGraph(model.encoder, bounds), {"x": x}, model.encoder.outputs)
     described = describe_prior(model)
-    z = Input(spec.latent_shape, latents(1, torch.Generator()).dtype, latents, described)
+    z = Input(spec.latent_shape, draws.latents(1, torch.Generator()).dtype, draws.latents, described)
     outputs = ("x", *(name for name in model.decoder.outputs if name != "x"))
     offered["decoder"] = graph("decoder", DecoderGraph(model.decoder, bounds), {"z": z}, outputs)
     if model.prior.noise():

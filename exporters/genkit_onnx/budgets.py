@@ -68,20 +68,6 @@ class Missed(NamedTuple):
         return f"{self.kind} error {self.found:.3g}, limit {self.limit:.3g}"
 
 
-def inside(ranges: Mapping[str, tuple[float, float]], case: genkit.Case) -> Array:
-    """The rows whose inputs are all within the ranges that a graph was calibrated on: ``(rows,)``, of booleans.
-
-    Up to half a step of 8 bits beyond, where a number still has its nearest step at the end of the range.
-    """
-    rows = np.ones(case.rows, dtype=bool)
-    for name, array in case.inputs.items():
-        if name in ranges:
-            low, high = ranges[name]
-            slack = (high - low) / 510
-            rows &= ((array >= low - slack) & (array <= high + slack)).reshape(case.rows, -1).all(1)
-    return rows
-
-
 def budget(
     precision: genkit.ReducedPrecision, value: genkit.Value, cases: Sequence[genkit.Case], rows: Sequence[Array]
 ) -> genkit.Accuracy:

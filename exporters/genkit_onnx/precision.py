@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto
 from onnx.external_data_helper import load_external_data_for_model
 from onnx_ir.passes import common as passes
 from onnxruntime.quantization import (
@@ -23,7 +23,6 @@ from onnxruntime.quantization import (
 
 import genkit
 from genkit_onnx.protobuf import graphs
-from genkit_onnx.runtime import OnnxRuntime
 from genkit_onnx.structure import one_line
 from genkit_onnx.translate import silence
 from genkit_onnx.wiring import MATRIX
@@ -86,26 +85,6 @@ def quantized(model: onnx_ir.Model) -> list[str]:
     """The computed tensors that are quantized."""
     names = (node.inputs[0].name for node in model.graph if node.op_type == "QuantizeLinear" and node.inputs[0])
     return list(dict.fromkeys(name for name in names if name))
-
-
-def ranges(file: Path, tensors: Sequence[str], batches: Sequence[genkit.Arrays]) -> dict[str, tuple[float, float]]:
-    """The smallest and the largest value of each tensor of a graph in fp32, inputs among them, over the batches."""
-    model = onnx.load(file, load_external_data=False)
-    inputs = {value.name for value in model.graph.input}
-    del model.graph.output[:]
-    model.graph.output.extend(ValueInfoProto(name=name) for name in tensors if name not in inputs)
-    if model.graph.output:
-        observed = file.with_name(f"{file.stem}.observed.onnx")  # beside its data file
-        try:
-            observed.write_bytes(model.SerializeToString())
-            run = OnnxRuntime().load(observed)
-        finally:
-            observed.unlink(missing_ok=True)
-        batches = [{**batch, **run(batch)} for batch in batches]
-    return {
-        name: (float(min(batch[name].min() for batch in batches)), float(max(batch[name].max() for batch in batches)))
-        for name in tensors
-    }
 
 
 def _to_fp16(file: Path) -> onnx_ir.Model:

@@ -18,6 +18,7 @@ from onnx import ModelProto, TensorProto, helper
 import genkit
 from genkit_onnx import budgets
 from genkit_onnx.accuracy import Array
+from genkit_onnx.calibration import inside
 from genkit_onnx.proof import Function, Unusable, ask, guarded, open_elsewhere
 from genkit_onnx.protobuf import initializers
 from genkit_onnx.structure import Notes, check_structure, complaint, one_line
@@ -61,12 +62,17 @@ def examine_reduced(
             yield genkit.Check(reduced.name, "structure", False, str(error))
             return
         yield from guarded(posing, "structure", check_structure(posing, model, promised))
-        yield from guarded(posing, "structure", _check_promises(reduced, graph, cases, moved, full))
         if complaint(model) is not None:  # native code is not to be trusted with what the checker rejects
             return
         yield from guarded(posing, "reduction", _check_reduction(reduced, original, full.parent, model, moved.parent))
+        try:
+            rows = inside(full, reduced.ranges, cases)
+        except Exception as error:  # of a runtime, for a tensor that there is not, or of its shape
+            yield genkit.Check(reduced.name, "budget", False, f"its ranges cannot be checked: {one_line(error)}")
+            return
+        yield from guarded(posing, "budget", _check_promises(reduced, graph, cases, rows, (moved, full)))
         for runtime in runtimes:
-            yield from guarded(posing, runtime.name, _check_runtime(reduced, graph, cases, moved, runtime))
+            yield from guarded(posing, runtime.name, _check_runtime(reduced, graph, cases, rows, moved, runtime))
 
 
 def in_the_place_of(graph: genkit.BundledGraph, reduced: genkit.ReducedGraph) -> genkit.BundledGraph:
@@ -83,22 +89,31 @@ def size_of(file: Path, data: str | None) -> int:
 
 
 def _check_promises(
-    reduced: genkit.ReducedGraph, graph: genkit.BundledGraph, cases: Sequence[genkit.Case], file: Path, full: Path
+    reduced: genkit.ReducedGraph,
+    graph: genkit.BundledGraph,
+    cases: Sequence[genkit.Case],
+    rows: Sequence[Array],
+    files: tuple[Path, Path],
 ) -> Iterator[genkit.Check]:
     """Whether the manifest's sizes are the files', and its budgets those that are declared."""
-    sizes = size_of(file, reduced.data), size_of(full, graph.data)
+    problems = []
+    sizes = size_of(files[0], reduced.data), size_of(files[1], graph.data)
     if sizes != (reduced.size, reduced.fp32_size):
-        promised = f"{reduced.size} and {reduced.fp32_size}"
-        yield genkit.Check(reduced.name, "structure", False, f"has {sizes[0]} and {sizes[1]} bytes, not {promised}")
-    rows = [budgets.inside(reduced.ranges, case) for case in cases]
+        problems.append(f"has {sizes[0]} bytes for {sizes[1]}, not {reduced.size} for {reduced.fp32_size}")
     for value in graph.outputs:
-        declared = budgets.budget(reduced.precision, value, cases, rows)
         promise = reduced.outputs.get(value.name)
-        if promise is None or not budgets.same(promise.budget, declared):
-            detail = f"{value.name}: the manifest's budget is not the one that is declared for {reduced.precision}"
-            yield genkit.Check(reduced.name, "structure", False, detail)
-    if reduced.loss and abs(reduced.loss.change) > reduced.loss.budget:
-        yield genkit.Check(reduced.name, "structure", False, "the test loss changed by more than its budget")
+        if promise is None or not budgets.same(promise.budget, budgets.budget(reduced.precision, value, cases, rows)):
+            problems.append(f"{value.name}: the manifest's budget is not the one declared for {reduced.precision}")
+    if strange := reduced.outputs.keys() - {value.name for value in graph.outputs}:
+        problems.append(f"{', '.join(sorted(strange))}: no output of {graph.name}")
+    loss = reduced.loss
+    if loss and not abs(loss.change) <= loss.budget <= budgets.loss_budget(reduced.precision, loss.fp32) * (1 + 1e-6):
+        problems.append(f"the test loss changed by {loss.change:+.3g}, which is not within what is declared")
+    for problem in problems:
+        yield genkit.Check(reduced.name, "budget", False, problem)
+    if not problems:
+        counted = f"{sum(int(kept.sum()) for kept in rows)} of {sum(map(len, rows))} rows"
+        yield genkit.Check(reduced.name, "budget", True, f"as declared for {reduced.precision}, on {counted}")
 
 
 def _check_reduction(
@@ -245,7 +260,7 @@ def _measure(
     answers: Sequence[Mapping[str, Array]],
 ) -> dict[str, genkit.Accuracy]:
     if not any(kept.any() for kept in rows):
-        raise Unusable("no golden vector is within the ranges that it was calibrated on")
+        raise Unusable("no golden vector stays within the ranges that it was calibrated on")
     measured = {}
     for value in graph.outputs:
         found = [answer[value.name] for answer in answers]
@@ -279,6 +294,7 @@ def _check_runtime(
     reduced: genkit.ReducedGraph,
     graph: genkit.BundledGraph,
     cases: Sequence[genkit.Case],
+    rows: Sequence[Array],
     file: Path,
     runtime: genkit.Runtime,
 ) -> Iterator[genkit.Check]:
@@ -286,7 +302,6 @@ def _check_runtime(
         function = runtime.load(file)
     except Exception as error:  # each runtime has classes of its own
         raise Unusable(f"{runtime.version} cannot open the graph: {one_line(error)}") from error
-    rows = [budgets.inside(reduced.ranges, case) for case in cases]
     first, second = ([ask(function, case.inputs, case.outputs) for case in cases] for _ in range(2))
     for name, found in _measure(graph, cases, rows, first).items():
         promise = reduced.outputs[name]

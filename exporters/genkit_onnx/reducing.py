@@ -12,7 +12,8 @@ import torch
 
 import genkit
 from genkit_onnx import budgets
-from genkit_onnx.precision import Irreducible, quantized, ranges, reduce
+from genkit_onnx.calibration import inside, observe, ranges
+from genkit_onnx.precision import Irreducible, quantized, reduce
 from genkit_onnx.precision_proof import float32_operators, judge, measure, size_of
 from genkit_onnx.proof import Function, Unusable
 from genkit_onnx.protobuf import initializers
@@ -74,7 +75,7 @@ class Reducer:
         try:
             model = reduce(full, precision, batches)
             inputs = [value.name for value in entry.inputs if not value.whole] if batches else []
-            calibrated = ranges(full, list(dict.fromkeys([*inputs, *quantized(model)])), batches)
+            calibrated = ranges(observe(full, list(dict.fromkeys([*inputs, *quantized(model)])), batches))
             save(model, name, file, notes(posing, self.bundle.manifest.about, precision, calibrated), self.inline_limit)
             data = external_file(onnx.load(file, load_external_data=False))
             size, fp32_size = size_of(file, data), size_of(full, entry.data)
@@ -86,7 +87,7 @@ class Reducer:
             yield genkit.Check(name, precision, True, f"not written: {error}")
             return [genkit.Absent(name=name, reason=str(error))]
         cases = self.bundle.cases(entry)
-        rows = [budgets.inside(calibrated, case) for case in cases]
+        rows = inside(full, calibrated, cases)
         try:
             function = self._run(file)
             measured = measure(entry, cases, rows, function)
