@@ -13,6 +13,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch.distributions import Distribution as Distribution
 
+    from genkit.bundle import DEPLOYMENT as DEPLOYMENT
     from genkit.bundle import DRAWN as DRAWN
     from genkit.bundle import REDUCED as REDUCED
     from genkit.bundle import Absent as Absent
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from genkit.bundle import Runtime as Runtime
     from genkit.bundle import Score as Score
     from genkit.bundle import Value as Value
+    from genkit.bundle import manifest_schema as manifest_schema
     from genkit.bundle import seal as seal
     from genkit.bundle import stage as stage
     from genkit.bundle import write_cases as write_cases
@@ -67,6 +69,8 @@ if TYPE_CHECKING:
     from genkit.interfaces import divergence as divergence
     from genkit.interfaces import unvalidated as unvalidated
     from genkit.latent import LatentModel as LatentModel
+    from genkit.loading import LoadedBundle as LoadedBundle
+    from genkit.loading import load_bundle as load_bundle
     from genkit.plugins import Plugins as Plugins
     from genkit.plugins import load_plugins as load_plugins
     from genkit.proving import prove as prove
@@ -81,6 +85,7 @@ if TYPE_CHECKING:
     from genkit.task import NoGraph as NoGraph
     from genkit.task import Task as Task
     from genkit.task import Turn as Turn
+    from genkit.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -89,6 +94,7 @@ hookimpl = pluggy.HookimplMarker("genkit")
 
 _HOMES = {
     "genkit.bundle": (
+        "DEPLOYMENT",
         "DRAWN",
         "REDUCED",
         "Absent",
@@ -111,6 +117,7 @@ _HOMES = {
         "Runtime",
         "Score",
         "Value",
+        "manifest_schema",
         "seal",
         "stage",
         "write_cases",
@@ -146,6 +153,7 @@ _HOMES = {
         "unvalidated",
     ),
     "genkit.latent": ("LatentModel",),
+    "genkit.loading": ("LoadedBundle", "load_bundle"),
     "genkit.plugins": ("Plugins", "load_plugins"),
     "genkit.proving": ("prove",),
     "genkit.recipe": ("Choice", "Recipe", "TrainingOptions"),
@@ -153,6 +161,7 @@ _HOMES = {
     "genkit.run": ("Run",),
     "torch.distributions": ("Distribution",),
     "genkit.task": ("Data", "Graph", "Input", "NoGraph", "Task", "Turn"),
+    "genkit.verification": ("verify",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

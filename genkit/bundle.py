@@ -53,6 +53,12 @@ REDUCED = get_args(ReducedPrecision)
 
 MANIFEST = "manifest.json"
 
+DEPLOYMENT = (
+    "pip install numpy onnx onnxruntime platformdirs pluggy pydantic PyYAML rich typer && "
+    "pip install --no-deps genkit-torch"
+)
+"""What verifies and runs bundles, without torch."""
+
 
 # What the gate says
 
@@ -336,6 +342,12 @@ class Manifest(BaseModel):
         """What the exporting command said about the model: ``recipe``, ``spec``, ``prior`` and so on, as plain data."""
         own = {"format_version", "format", "graphs", "absent", "reduced", "files", "digest"}
         return {key: value for key, value in self.model_dump(mode="json", exclude=own).items() if value is not None}
+
+
+def manifest_schema() -> str:
+    """The JSON schema of ``manifest.json``, which lies in this package as ``manifest.schema.json``."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"
 
 
 # The bundle

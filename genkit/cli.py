@@ -93,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             sys.stderr.close()
             return 1
+        except ModuleNotFoundError as error:
+            return _failed(_missing(error), 2)
         except OSError as error:
             return _failed(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
         except typer.Exit as error:
@@ -113,6 +115,15 @@ def _explained(error: Any, words: Sequence[str]) -> str:
             message = message.replace(f"Invalid value for {option!r}", f"{option} {value}")
     path = error.ctx.command_path if getattr(error, "ctx", None) else "genkit"
     return f"{message}\nTry `{path} --help`."
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    from genkit.bundle import DEPLOYMENT
+
+    return (
+        f"{error.name} is not installed; to train and export: `pip install genkit-torch`\n"
+        f"To verify and run bundles without torch: `{DEPLOYMENT}`"
+    )
 
 
 def _failed(message: str, status: int) -> int:
@@ -237,11 +248,14 @@ def sample(
     out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Default: samples.png in or beside it.")] = None,
 ) -> None:
     """Draw from the prior and write a grid of what is decoded."""
+    import torch
+
     from genkit import inference, pictures, session
+    from genkit.loading import load_bundle
 
     plugins = _plugins()
     if (source / "manifest.json").exists():
-        x = session.sample_bundle(source, plugins.registry, n, seed=seed, condition=condition)
+        x = torch.from_numpy(load_bundle(source).sample(n, seed, condition))
         bundle = source.resolve()
         target = out or bundle.with_name(f"{bundle.name}-samples.png")
     else:
@@ -379,6 +393,7 @@ def export(
     """Write a bundle of graphs that are proven to match, or nothing."""
     from genkit import session
     from genkit.bundle import REDUCED, Bundle
+    from genkit.loading import sampling_chain
 
     wanted = dict.fromkeys(precision or [])
     for name in wanted:
@@ -394,7 +409,7 @@ def export(
     _say(f"Exported {target}")
     _say(f"Next:\n  genkit verify {target}")
     with contextlib.suppress(GenkitError):  # a prior that only the run can draw from
-        session.sampling_chain(Bundle.open(target))
+        sampling_chain(Bundle.open(target))
         _say(f"  genkit sample {target}")
 
 
@@ -404,25 +419,22 @@ def verify(
     runtime: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="One or more. Default: onnxruntime.")
     ] = None,
+    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="After which the answer is no.")] = 600,
     as_json: AsJSON = False,
 ) -> None:
     """Check a bundle again: its files, its graphs and their numbers. Needs no torch."""
-    from dataclasses import asdict
+    from genkit.verification import verify
 
-    from genkit.bundle import Bundle
-
-    registry = _plugins().registry
-    runtimes = [registry.get("runtime", name).load()() for name in runtime or ["onnxruntime"]]
-    opened = Bundle.open(bundle)
-    report = registry.get("exporter", str(opened.manifest.format)).load()().verify(opened, runtimes)
+    report = verify(bundle, runtime or ["onnxruntime"], seconds=time_limit, disabled=_Flags.disabled)
     if as_json:
-        print(json.dumps({"ok": report.ok, "checks": [asdict(check) for check in report.checks]}, indent=2))
+        print(report.to_json(), end="")
     else:
         _print_report(report)
     if not report.ok:
         first = report.failures[0]
+        place = ": ".join(part for part in (first.graph, first.subject, first.detail) if part)
         raise VerificationFailed(
-            f"{bundle} is not what was exported: {first.graph} {first.subject}: {first.detail} "
+            f"{bundle} is not what was exported: {place} "
             f"({len(report.failures)} of {len(report.checks)} checks failed); do not deploy it, export it again"
         )
     if not as_json:

@@ -75,3 +75,9 @@ def unknown(kind: str, value: str, choices: Iterable[str], label: str = "Install
     close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return UnknownName(f"no {kind} named {value!r}{hint} {label}: {', '.join(names) or 'none'}")
+
+
+def error_of(name: str, message: str) -> GenkitError:
+    """The error of that class: what another process raised."""
+    kinds: list[type[GenkitError]] = GenkitError.__subclasses__()
+    return next((kind for kind in kinds if kind.__name__ == name), GenkitError)(message)

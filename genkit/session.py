@@ -13,14 +13,13 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from genkit.assemble import Composition, assemble, resolve
 from genkit.data import length, take
-from genkit.errors import GenkitError, InvalidOption, InvalidRun, VerificationFailed
+from genkit.errors import GenkitError, InvalidOption, InvalidRun
 from genkit.graphs import describe_prior, replaced
 from genkit.inference import ACTIVE, asking, log_likelihood, posterior_means, squared_errors, variance_of_means
 from genkit.interfaces import Batch
@@ -37,7 +36,7 @@ from genkit.training.loop import Trainer, measure
 from genkit.training.step import checked_turns
 
 if TYPE_CHECKING:
-    from genkit.bundle import Bundle, BundledGraph, Function, ReducedPrecision, Report
+    from genkit.bundle import Function, ReducedPrecision, Report
 
 
 T = TypeVar("T")
@@ -296,57 +295,6 @@ class _ExportedLoss:
             chosen = take(task.data.test, [i * size // self.observations for i in range(self.observations)])
         subset = TensorDataset(*(part for part in chosen if part is not None))
         return batches_of(task.data, subset, batch_size, task.value_range, None, self.loaded.device, 0)
-
-
-def sample_bundle(path: Path, registry: Registry, n: int, *, seed: int, condition: int | None) -> Tensor:
-    """``n`` latents from the bundle's prior through its decoder in onnxruntime; as ``inference.sample``.
-
-    Raises:
-        VerificationFailed: for a bundle whose files were changed.
-        GenkitError: for a prior that the manifest cannot describe, or a label that the data does not have.
-    """
-    from genkit.bundle import Bundle
-
-    bundle = Bundle.open(path)
-    problems = [check.detail for check in bundle.check_files() if not check.ok]
-    if problems:
-        raise VerificationFailed(f"{path} is not what was exported: {problems[0]}; export it again")
-    chain = sampling_chain(bundle)
-    labels = [value for graph in chain for value in graph.inputs if value.name == "condition" and value.distribution]
-    classes = labels[0].distribution.parameters[1] if labels and labels[0].distribution else 0
-    if condition is not None and not 0 <= condition < classes:
-        limit = f"the labels go from 0 to {classes - 1}" if classes else "this decoder takes no label"
-        raise InvalidOption(f"condition = {condition}: {limit}")
-    values = {"condition": np.arange(n) % classes if condition is None else np.full(n, condition)} if classes else {}
-    random = np.random.default_rng(seed)
-    runtime = registry.get("runtime", "onnxruntime").load()()
-    for graph in chain:
-        for value in graph.inputs:
-            if value.name not in values:
-                values[value.name] = value.draw(random, n)
-        values |= runtime.load(bundle.file(graph.file))({value.name: values[value.name] for value in graph.inputs})
-    return torch.from_numpy(values["x"])
-
-
-def sampling_chain(bundle: Bundle) -> list[BundledGraph]:
-    """The graphs that lead from what numpy can draw to observations, in their order.
-
-    Raises:
-        GenkitError: where there is no decoder, or an input of it that neither numpy nor the prior's graph gives.
-    """
-    graphs = {graph.name: graph for graph in bundle.manifest.graphs}
-    if "decoder" not in graphs:
-        raise GenkitError(f"{bundle.path}: the bundle has no decoder, so there is nothing to sample")
-    chain = [graphs[name] for name in ("prior", "decoder") if name in graphs]
-    given = {value.name for graph in chain[:-1] for value in graph.outputs}
-    for value in (value for graph in chain for value in graph.inputs):
-        if value.distribution is None and value.name not in given:
-            reason = next((absent.reason for absent in bundle.manifest.absent if absent.name == "prior"), "")
-            raise GenkitError(
-                f"{bundle.path}: numpy cannot draw {value.name!r} ({reason or 'its prior is not described'}); "
-                "sample from the run instead"
-            )
-    return chain
 
 
 def environment(

@@ -93,7 +93,8 @@ class OnnxExporter:
         """Holds a file that somebody else wrote against a module, as ``export`` does with its own.
 
         The graph's inputs and outputs have to be those of the file. What concerns publishing alone is not asked for:
-        notes about the exporting machine, and the name of the batch dimension.
+        notes about the exporting machine, the name of the batch dimension, and the bits of the weights, which others
+        fold into one another.
 
         Raises:
             InvalidOption: where there is no such file.

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
-
 import genkit
-
-_ROWS = 16
+from genkit_onnx.recipes import BROWSER, CPP, NODE, PYTHON, Grid, golden, recipe, samples
 
 
 def readme(manifest: genkit.Manifest) -> str:
     """What the files are, and how to run one graph (the decoder, where there is one) in four languages."""
-    graph = next((graph for graph in manifest.graphs if graph.name == "decoder"), manifest.graphs[0])
-    prior = [other for other in manifest.graphs if other.name == "prior" and graph.name == "decoder"]
     return "\n".join(
         [
             f"# {_title(manifest)}",
@@ -25,34 +19,29 @@ def readme(manifest: genkit.Manifest) -> str:
             *_FILES,
             *_reduced(manifest),
             "",
-            "`genkit verify .` in this directory checks all of it again, without PyTorch.",
-            "",
-            "## Python",
-            "",
-            "`pip install onnxruntime numpy`, then in this directory:",
-            "",
-            *_python([*prior, graph]),
-            "",
-            "## Node",
-            "",
-            "`npm install onnxruntime-node`, then in a file that ends in `.mjs`:",
-            "",
-            *_javascript(graph, "onnxruntime-node", f'"{graph.file}"'),
-            "",
-            "## Browser",
-            "",
-            "With onnxruntime-web; serve this directory, because a page may not read files by itself:",
-            "",
-            *_javascript(graph, "onnxruntime-web", f'"{graph.file}", {{ executionProviders: ["wasm"] }}'),
-            "",
-            "## C++",
-            "",
-            "With the onnxruntime release for your platform; link with `-lonnxruntime`:",
-            "",
-            *_cpp(graph),
-            "",
+            _GENKIT.format(deployment=genkit.DEPLOYMENT, use="\n".join(_use(manifest))),
+            recipes(manifest),
         ]
     )
+
+
+def recipes(manifest: genkit.Manifest) -> str:
+    """The part of the README that runs one graph on its golden inputs."""
+    graph = next((graph for graph in manifest.graphs if graph.name == "decoder"), manifest.graphs[0])
+    prior = [other for other in manifest.graphs if other.name == "prior" and graph.name == "decoder"]
+    folder, rows = golden(graph)
+    grid = Grid.of(graph.outputs[0], rows)
+    result = f"draws the {rows} images, {grid.columns} in a line" if grid else "prints the first row of every output"
+    fresh = samples([*prior, graph])
+    sections = [
+        _BEFORE.format(file=graph.file, folder=folder, rows=rows, result=result),
+        _PYTHON.format(recipe(graph, PYTHON)),
+        *([_SAMPLES.format(fresh)] if fresh else []),
+        _NODE.format(recipe(graph, NODE)),
+        _BROWSER.format(recipe(graph, BROWSER)),
+        _CPP.format(recipe(graph, CPP)),
+    ]
+    return "\n".join(sections)
 
 
 _FILES = [
@@ -62,6 +51,105 @@ _FILES = [
     "| `parity.json` | what was measured before this was published, with the limits |",
     "| `test_data/` | inputs with PyTorch's float32 answers (`output_*.pb`) and float64 answers (`reference_*.pb`) |",
 ]
+
+_GENKIT = """\
+## With genkit
+
+Without PyTorch, in a fraction of its size:
+
+```console
+{deployment}
+genkit verify bundle
+```
+
+That checks everything again: the files, the graphs in float64, and the numbers of the runtime on this machine.
+
+```python
+import genkit
+
+model = genkit.load_bundle("bundle")  # proven first, in a second or so
+{use}
+```
+"""
+
+_BEFORE = """\
+## Run `{file}`
+
+Each of these programs runs `{file}` on the {rows} inputs in `{folder}` and
+{result}. Some of the inputs are extreme or zero on purpose. PyTorch's own answers lie beside them.
+
+Save a program next to this directory, not in it, where `genkit verify` would report it. It looks for the directory
+under the name `bundle`.
+"""
+
+_PYTHON = """\
+### Python
+
+`run.py`:
+
+```python
+{}```
+
+```console
+pip install onnxruntime numpy
+python run.py
+```
+"""
+
+_SAMPLES = """\
+The same with fresh inputs, `samples.py`:
+
+```python
+{}```
+"""
+
+_NODE = """\
+### Node
+
+`run.mjs`:
+
+```js
+{}```
+
+`skip` leaves out what only a GPU needs:
+
+```console
+ONNXRUNTIME_NODE_INSTALL=skip npm install onnxruntime-node
+node run.mjs
+```
+"""
+
+_BROWSER = """\
+### Browser
+
+`index.html`, which needs a server, because a page may not read files by itself:
+
+```html
+{}```
+
+```console
+npm install onnxruntime-web
+python -m http.server --bind 127.0.0.1 8000
+```
+
+Then open <http://127.0.0.1:8000/>.
+"""
+
+_CPP = """\
+### C++
+
+`run.cpp`, with OpenVINO, whose Python package brings the headers and the libraries:
+
+```cpp
+{}```
+
+```console
+pip install openvino
+OV=$(python -c "import openvino; print(openvino.__path__[0])")
+g++ -std=c++17 -O2 run.cpp -o run -I"$OV/include" "$OV"/libs/libopenvino.so.* -Wl,-rpath,"$OV/libs"
+./run
+```
+"""
 
 
 def _reduced(manifest: genkit.Manifest) -> list[str]:
@@ -81,6 +169,20 @@ def _title(manifest: genkit.Manifest) -> str:
     return str(recipe["name"]) if isinstance(recipe, dict) and "name" in recipe else "Exported graphs"
 
 
+def _use(manifest: genkit.Manifest) -> list[str]:
+    """A line for each graph that can be run on what the lines before it gave."""
+    graphs = {graph.name: graph for graph in manifest.graphs}
+    if "decoder" not in graphs or not samples([graphs[name] for name in ("prior", "decoder") if name in graphs]):
+        return ["print(model.graphs)"]
+    lines, known = ["x = model.sample(16, seed=0)  # a numpy array"], {"x"}
+    for graph in (graph for graph in manifest.graphs if {value.name for value in graph.inputs} <= known):
+        feeds = ", ".join(f"{value.name}={value.name}" for value in graph.inputs)
+        results = ", ".join(value.name for value in graph.outputs) + ("," if len(graph.outputs) == 1 else "")
+        lines.append(f'{results} = model.run("{graph.name}", {feeds})')
+        known |= {value.name for value in graph.outputs}
+    return lines
+
+
 def _interface(manifest: genkit.Manifest) -> list[str]:
     lines = ["| graph | | name | dtype | shape | range |", "| --- | --- | --- | --- | --- | --- |"]
     for graph in manifest.graphs:
@@ -91,110 +193,3 @@ def _interface(manifest: genkit.Manifest) -> list[str]:
                 lines.append(f"| `{graph.file}` | {kind} | `{value.name}` | {value.dtype} | {shape} | {bounds} |")
     lines += [f"\nThere is no {absent.name}: {absent.reason}." for absent in manifest.absent]
     return lines
-
-
-def _python(graphs: Sequence[genkit.BundledGraph]) -> list[str]:
-    """The graphs one after the other: what one gives, the next takes under the same name; the rest is drawn."""
-    lines: list[str] = []
-    known: set[str] = set()
-    for graph in graphs:
-        for value in graph.inputs:
-            if value.name not in known:
-                lines.append(f"{value.name} = {_numpy(value)}")
-        known |= {value.name for value in (*graph.inputs, *graph.outputs)}
-        names = ", ".join(f'"{value.name}"' for value in graph.outputs)
-        feeds = ", ".join(f'"{value.name}": {value.name}' for value in graph.inputs)
-        results = ", ".join(value.name for value in graph.outputs)
-        lines += [
-            f'session = onnxruntime.InferenceSession("{graph.file}", providers=["CPUExecutionProvider"])',
-            f"[{results}] = session.run([{names}], {{{feeds}}})",
-        ]
-    return [
-        "```python",
-        "import numpy as np",
-        "import onnxruntime",
-        "",
-        "random = np.random.default_rng(0)",
-        *lines,
-        *(f'print("{value.name}", {value.name}.shape)' for value in graphs[-1].outputs),
-        "```",
-    ]
-
-
-def _numpy(value: genkit.Value) -> str:
-    """How one draws an input; where numpy cannot, one that is typical enough to try the graph."""
-    shape = str((_ROWS, *value.shape[1:]))
-    cast = f".astype(np.{value.dtype})"
-    if value.distribution is not None:
-        parameters = [f"np.array({p})" if isinstance(p, list) else str(p) for p in value.distribution.parameters]
-        return f"random.{value.distribution.kind}({', '.join(parameters)}, {shape}){cast}"
-    if value.dtype != "float32":
-        return f"np.zeros({shape}, dtype=np.{value.dtype})"
-    if value.range is not None:
-        return f"random.uniform({value.range[0]:g}, {value.range[1]:g}, {shape}){cast}"
-    return f"random.standard_normal({shape}, dtype=np.float32)"
-
-
-def _javascript(graph: genkit.BundledGraph, package: str, arguments: str) -> list[str]:
-    feeds = []
-    for value in graph.inputs:
-        # int64 is BigInt64Array in JavaScript, and so on.
-        kind = {"float32": "Float32Array", "int64": "BigInt64Array"}.get(value.dtype, f"{value.dtype.title()}Array")
-        shape = ", ".join(map(str, (_ROWS, *value.shape[1:])))
-        size = _ROWS * _elements(value)
-        feeds.append(f'  {value.name}: new ort.Tensor("{value.dtype}", new {kind}({size}), [{shape}]),')
-    return [
-        "```js",
-        f'import * as ort from "{package}";',
-        "",
-        f"const session = await ort.InferenceSession.create({arguments});",
-        "const outputs = await session.run({",
-        *feeds,
-        "});",
-        "for (const [name, value] of Object.entries(outputs)) console.log(name, value.dims, value.data);",
-        "```",
-    ]
-
-
-def _cpp(graph: genkit.BundledGraph) -> list[str]:
-    lines = [
-        "```cpp",
-        "#include <cstdint>",
-        "#include <iostream>",
-        "#include <vector>",
-        "",
-        "#include <onnxruntime_cxx_api.h>",
-        "",
-        "int main() {",
-        "  Ort::Env env;",
-        f'  Ort::Session session(env, ORT_TSTR("{graph.file}"), Ort::SessionOptions());',
-        "  auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);",
-        "  std::vector<Ort::Value> inputs;",
-    ]
-    for value in graph.inputs:
-        kind = "float" if value.dtype == "float32" else f"std::{value.dtype}_t"
-        shape = ", ".join(map(str, (_ROWS, *value.shape[1:])))
-        name = value.name
-        lines += [
-            f"  std::vector<{kind}> {name}({_ROWS * _elements(value)});",
-            f"  std::vector<int64_t> {name}_shape{{{shape}}};",
-            f"  inputs.push_back(Ort::Value::CreateTensor<{kind}>(memory, {name}.data(), {name}.size(),",
-            f"                                                    {name}_shape.data(), {name}_shape.size()));",
-        ]
-    input_names = ", ".join(f'"{value.name}"' for value in graph.inputs)
-    output_names = ", ".join(f'"{value.name}"' for value in graph.outputs)
-    return [
-        *lines,
-        f"  const char* input_names[] = {{{input_names}}};",
-        f"  const char* output_names[] = {{{output_names}}};",
-        "  auto outputs = session.Run(Ort::RunOptions(), input_names, inputs.data(), inputs.size(), output_names,",
-        f"                             {len(graph.outputs)});",
-        "  for (auto& output : outputs)",
-        '    std::cout << output.GetTensorTypeAndShapeInfo().GetElementCount() << " numbers\\n";',
-        "}",
-        "```",
-    ]
-
-
-def _elements(value: genkit.Value) -> int:
-    return prod(size for size in value.shape if size != "batch")

@@ -153,18 +153,6 @@ def test_golden_vectors_can_be_read_by_onnx_test_tools(published: genkit.Bundle)
             np.testing.assert_allclose(actual, numpy_helper.to_array(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder"])
-def test_the_python_of_the_readme_runs_as_printed(published: genkit.Bundle, tmp_path: Path, name: str) -> None:
-    path = published.path
-    if name == "encoder":
-        path = tmp_path / "bundle"
-        export(path, encoder())
-    code = (path / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    run = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=True)
-    expected = {"encoder": "mean (16, 20)\nlog_var (16, 20)\n", "decoder": "x (16, 1, 28, 28)\n"}
-    assert (run.stdout, run.stderr) == (expected[name], "")
-
-
 def test_verify_imports_no_torch(published: genkit.Bundle) -> None:
     code = (
         "import sys, pathlib, genkit\n"

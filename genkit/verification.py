@@ -1,0 +1,203 @@
+"""Checks bundles in a process of its own: whatever is in one cannot crash, hang or exhaust the process that asks.
+
+A bundle is somebody else's file, and what reads it is native code, which may die of a damaged one: onnx's checker, a
+runtime. So they read it in a child, which answers with the report. The child stays for the next bundle, and is replaced
+when it dies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from genkit.bundle import Bundle, Check, Report
+from genkit.errors import GenkitError, InvalidOption, PluginWarning, error_of
+
+SECONDS = 600.0
+"""How long a bundle may take, unless it is said otherwise."""
+_LEAST_MEMORY, _MEMORY_FACTOR = 8 * 2**30, 32
+"""The bytes that a check may use: so many, or so many times the bundle's own."""
+
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from genkit.verification import serve; serve()"
+
+
+def verify(
+    path: str | Path,
+    runtimes: Sequence[str] = ("onnxruntime",),
+    *,
+    seconds: float = SECONDS,
+    disabled: Iterable[str] = (),
+) -> Report:
+    """Checks a bundle again: its files, its graphs and their numbers. Needs no torch.
+
+    >>> genkit.verify("bundle").ok
+    True
+
+    Args:
+        path: of the bundle.
+        runtimes: names of ``genkit components``, on each of which every graph is proven.
+        seconds: after which the answer is no.
+        disabled: plugins to leave unloaded.
+
+    Returns:
+        Every check; whatever is wrong with the bundle is in it, a reader that crashes or does not end included.
+
+    Raises:
+        InvalidBundle: where there is no bundle.
+        VerificationFailed: for a manifest that cannot be read.
+        UnknownName: for a runtime, or an exporter that the bundle names, which is not installed.
+    """
+    if seconds <= 0:
+        raise InvalidOption(f"seconds = {seconds}: a time limit is above 0")
+    bundle = Bundle.open(Path(path))
+    if not bundle.whole:  # nothing that it says can be relied on
+        return Report(tuple(bundle.check_files()))
+    request = {"path": str(bundle.path.resolve()), "runtimes": list(runtimes), "disabled": list(disabled)}
+    with _turn:
+        answer = _child.ask(request, seconds)
+    for message in answer.get("warnings", ()):
+        warnings.warn(message, PluginWarning, stacklevel=2)
+    if "error" in answer:
+        raise error_of(answer["error"], answer["message"])
+    return Report(tuple(Check(**check) for check in answer["checks"]))
+
+
+class _Child:
+    """The process that checks, and what it has said: one line of JSON for each line that it is asked."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._surroundings: Any = None
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        process = self._started()
+        try:
+            assert process.stdin
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            self._end(process)
+            return _no(f"it was not checked within {seconds:g} s; give it more with --time-limit")
+        except BrokenPipeError:
+            line = ""
+        except BaseException:  # whoever asked is leaving, and nobody would read the answer
+            self._end(process)
+            raise
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        return _no(f"the process that reads it {_epitaph(self._end(process))}")
+
+    def dismiss(self) -> None:
+        """Lets the child go, if there is one."""
+        if self._process is not None:
+            self._end(self._process)
+
+    def disown(self) -> None:
+        """Forgets the child, which is that of the process from which this one was forked."""
+        self._process = None
+
+    def _started(self) -> subprocess.Popen[str]:
+        """The living child, or a new one; also where it would find other plugins than this process does."""
+        surroundings = list(sys.path), dict(os.environ)
+        if self._process is not None and (self._process.poll() is not None or surroundings != self._surroundings):
+            self._end(self._process)
+        if self._process is None:
+            self._surroundings = surroundings
+            command = [sys.executable, "-P", "-c", _CHILD, json.dumps(sys.path)]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            assert self._process.stdout
+            self._lines = queue.SimpleQueue()
+            threading.Thread(target=_listen, args=(self._process.stdout, self._lines), daemon=True).start()
+        return self._process
+
+    def _end(self, process: subprocess.Popen[str]) -> int:
+        self._process = None
+        process.kill()
+        with contextlib.suppress(OSError):  # what was written to a child that is gone
+            assert process.stdin
+            process.stdin.close()
+        return process.wait()
+
+
+_child, _turn = _Child(), threading.Lock()
+atexit.register(_child.dismiss)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_child.disown)
+
+
+def _listen(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
+    """Passes on what the child says, and an empty line for its end."""
+    with stream:
+        for line in stream:
+            lines.put(line)
+    lines.put("")
+
+
+def _no(reason: str) -> dict[str, Any]:
+    return {"checks": [asdict(Check("", "process", False, reason))]}
+
+
+def _epitaph(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def serve() -> None:
+    """What the child does: answers each line of its input with a line of its output, until there are no more."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # native code prints what it likes
+        for line in sys.stdin:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", PluginWarning)
+                answer = _answer(**json.loads(line))
+            said = [str(w.message) for w in caught if issubclass(w.category, PluginWarning)]
+            print(json.dumps({**answer, "warnings": said}), file=answers, flush=True)
+
+
+def _answer(path: str, runtimes: Sequence[str], disabled: Sequence[str]) -> dict[str, Any]:
+    from genkit.plugins import load_plugins
+
+    try:
+        bundle = Bundle.open(Path(path))
+        registry = load_plugins(disabled).registry
+        exporter = registry.get("exporter", bundle.manifest.format).load()()
+        chosen = [registry.get("runtime", name).load()() for name in runtimes]
+        _limit_memory(bundle)
+        return asdict(exporter.verify(bundle, chosen))
+    except GenkitError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    except (Exception, RecursionError) as error:
+        return _no(f"it cannot be checked, {type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+
+
+def _limit_memory(bundle: Bundle) -> None:
+    """A graph of a few bytes can ask for any amount."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return
+    size = sum(member.lstat().st_size for member in bundle.path.rglob("*"))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = max(_LEAST_MEMORY, _MEMORY_FACTOR * size)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))
