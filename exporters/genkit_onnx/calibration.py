@@ -11,7 +11,6 @@ from onnx import ValueInfoProto
 
 import genkit
 from genkit_onnx.accuracy import Array
-from genkit_onnx.runtime import OnnxRuntime
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -22,6 +21,8 @@ def observe(file: Path, tensors: Sequence[str], batches: Sequence[genkit.Arrays]
     computed = [name for name in tensors if name not in {value.name for value in model.graph.input}]
     if not computed:
         return [{name: batch[name] for name in tensors} for batch in batches]
+    from genkit_onnx.runtime import OnnxRuntime
+
     del model.graph.output[:]
     model.graph.output.extend(ValueInfoProto(name=name) for name in computed)
     observed = file.with_name(f"{file.stem}.observed.onnx")  # beside its data file
