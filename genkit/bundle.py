@@ -37,7 +37,7 @@ from pydantic import (
     ValidationError,
 )
 
-from genkit.errors import GenkitError, InvalidBundle, VerificationFailed
+from genkit.errors import GenkitError, InvalidBundle, VerificationFailed, plain
 from genkit.files import directory_written_atomically
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ REDUCED = get_args(ReducedPrecision)
 """The precisions of which a bundle can hold a graph beside the one in fp32."""
 
 MANIFEST = "manifest.json"
+
+_LARGEST_MANIFEST = 16 * 2**20
+"""Bytes, a thousand times what is usual: beyond it, reading it would be the damage."""
+_LARGEST_FILE = 2**31
+"""Bytes that a protocol buffer can have, and any other file but one of weights. A file of terabytes takes no room."""
+_MOST_PROBLEMS = 100
 
 DEPLOYMENT = (
     "pip install numpy onnx onnxruntime platformdirs pluggy pydantic PyYAML rich typer && "
@@ -71,7 +77,8 @@ class Check:
         graph: the graph's name; empty for the bundle as a whole.
         subject: what was checked, e.g. ``graph proof``, ``onnxruntime``, ``structure``, ``files``.
         ok: whether it holds.
-        detail: one sentence for a person: the value, the limit, the place.
+        detail: one sentence for a person: the value, the limit, the place. What cannot be printed in it is escaped,
+            and what is very long has a gap, because it may quote a damaged file.
         measured: figures for a program, e.g. ``{"rms": 0.1, "rms_limit": 0.5, "batch": 64}``.
     """
 
@@ -80,6 +87,9 @@ class Check:
     ok: bool
     detail: str
     measured: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", plain(self.detail))
 
 
 @dataclass(frozen=True)
@@ -398,10 +408,13 @@ class Bundle:
             what = f"has no {MANIFEST}" if path.exists() else "does not exist"
             raise InvalidBundle(f"{path} {what}, so it is not a bundle; `genkit export RUN --out {path}` writes one")
         try:
-            content = file.read_bytes()
+            with file.open("rb") as stream:
+                content = stream.read(_LARGEST_MANIFEST + 1)
         except OSError as error:
             raise InvalidBundle(f"{file} cannot be read: {error.strerror}") from error
         try:
+            if len(content) > _LARGEST_MANIFEST:
+                raise ValueError(f"it has more than {_LARGEST_MANIFEST} bytes")
             manifest = Manifest.model_validate_json(content, strict=True)
             return cls(path, manifest, whole=manifest.digest == _digest(json.loads(content)))
         except ValidationError as error:
@@ -409,35 +422,41 @@ class Bundle:
             problem = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
         except (ValueError, RecursionError) as error:
             problem = str(error)
-        raise VerificationFailed(f"{file} is damaged ({problem}); export the bundle again")
+        raise VerificationFailed(f"{file} is damaged ({plain(problem)}); export the bundle again")
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle.
 
         Raises:
-            VerificationFailed: for a name that leads outside of the bundle, or through a symbolic link.
+            VerificationFailed: for a name that leads outside of the bundle, through a symbolic link, or to a pipe, a
+                device or a socket, whose reader may never come back.
         """
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0"):
-            raise VerificationFailed(f"{name!r} leads outside of the bundle")
-        path = self.path
+            raise VerificationFailed(f"{plain(repr(name))} leads outside of the bundle")
+        path, shown = self.path, plain(name, 80)
         try:
             for part in parts:
                 path /= part
                 if path.is_symlink():
-                    raise VerificationFailed(f"{name} is a symbolic link, or behind one")
+                    raise VerificationFailed(f"{shown} is a symbolic link, or behind one")
+                if path.exists() and not (path.is_file() or path.is_dir()):
+                    raise VerificationFailed(f"{shown} is a pipe, a device or a socket, or behind one")
         except OSError as error:
-            raise VerificationFailed(f"{name[:80]}: {error.strerror}") from error
+            raise VerificationFailed(f"{shown}: {error.strerror}") from error
         return path
 
     def check_files(self) -> list[Check]:
         """Whether the files are those that the manifest lists, and no others: one check, or one a problem."""
         problems = [] if self.whole else [f"{MANIFEST}: changed after it was written"]
+        weights = {graph.data for graph in self.manifest.graphs}
         for name, expected in self.manifest.files.items():
             try:
                 path = self.file(name)
                 if not path.is_file():
                     problems.append(f"{name}: missing")
+                elif name not in weights and path.stat().st_size > _LARGEST_FILE:
+                    problems.append(f"{name}: larger than {_LARGEST_FILE} bytes")
                 elif (found := _sha256(path)) != expected:
                     problems.append(f"{name}: changed, sha256 {found[:12]}... where {expected[:12]}... was exported")
             except VerificationFailed as error:
@@ -450,7 +469,8 @@ class Bundle:
         unknown = sorted(set(_files(self.path)) - set(self.manifest.files) - {MANIFEST})
         problems += [f"{name}: not a file of this bundle" for name in unknown]
         if problems:
-            return [Check("", "files", False, problem) for problem in problems]
+            more = [f"{len(problems) - _MOST_PROBLEMS} more of the kind"] if len(problems) > _MOST_PROBLEMS else []
+            return [Check("", "files", False, problem) for problem in problems[:_MOST_PROBLEMS] + more]
         return [
             Check("", "files", True, f"{len(self.manifest.files)} files have the sha256 that they were written with")
         ]
@@ -567,10 +587,21 @@ def _replaceable(path: Path) -> bool:
 
 
 def _files(directory: Path) -> Iterator[str]:
-    """Every file below, symbolic links included and not followed, as paths with forward slashes."""
-    for root, folders, names in os.walk(directory):
-        links = [folder for folder in folders if (Path(root) / folder).is_symlink()]
-        yield from ((Path(root) / name).relative_to(directory).as_posix() for name in (*names, *links))
+    """Every file below, as paths with forward slashes. So are links, which are not followed, and unreadable folders."""
+    folders = [""]  # not a recursion: folders can be deeper than that
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(directory / folder))
+        except OSError:
+            yield folder
+            continue
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(name)
+            else:
+                yield name
 
 
 def _sha256(path: Path) -> str:

@@ -69,12 +69,19 @@ class PluginWarning(UserWarning):
     """A plugin, or something that one was given, that could not be used; everything else goes on working."""
 
 
+def plain(text: str, most: int = 600) -> str:
+    """``text`` from somebody else's file, fit for a message: one printable line, with a gap where it is very long."""
+    ends = text if len(text) <= 2 * most else text[:most] + text[-most:]
+    line = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in ends)
+    return line if len(line) <= most else f"{line[: most // 2]}…{line[1 - most // 2 :]}"
+
+
 def unknown(kind: str, value: str, choices: Iterable[str], label: str = "Installed") -> UnknownName:
     """The error for ``value``, which is no ``kind``, with the nearest match and every choice under ``label``."""
     names = sorted(choices)
-    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(value[:100], names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return UnknownName(f"no {kind} named {value!r}{hint} {label}: {', '.join(names) or 'none'}")
+    return UnknownName(f"no {kind} named {plain(repr(value), 100)}{hint} {label}: {', '.join(names) or 'none'}")
 
 
 def error_of(name: str, message: str) -> GenkitError:

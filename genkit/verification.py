@@ -22,13 +22,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from genkit.bundle import Bundle, Check, Report
+from genkit.bundle import MANIFEST, Bundle, Check, Report
 from genkit.errors import GenkitError, InvalidOption, PluginWarning, error_of
 
 SECONDS = 600.0
 """How long a bundle may take, unless it is said otherwise."""
-_LEAST_MEMORY, _MEMORY_FACTOR = 8 * 2**30, 32
-"""The bytes that a check may use: so many, or so many times the bundle's own."""
+_LEAST_MEMORY, _MEMORY_FACTOR, _MEMORY_SHARE = 8 * 2**30, 32, 0.75
+"""The bytes that a check may use: so many, or so many times the bundle's own, but not more of the machine's."""
 
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from genkit.verification import serve; serve()"
 
@@ -62,8 +62,8 @@ def verify(
     if seconds <= 0:
         raise InvalidOption(f"seconds = {seconds}: a time limit is above 0")
     bundle = Bundle.open(Path(path))
-    if not bundle.whole:  # nothing that it says can be relied on
-        return Report(tuple(bundle.check_files()))
+    if not bundle.whole:  # nothing that it says can be relied on, not even which files to look at
+        return Report((Check("", "files", False, f"{MANIFEST}: changed after it was written"),))
     request = {"path": str(bundle.path.resolve()), "runtimes": list(runtimes), "disabled": list(disabled)}
     with _turn:
         answer = _child.ask(request, seconds)
@@ -97,7 +97,7 @@ class _Child:
         except BaseException:  # whoever asked is leaving, and nobody would read the answer
             self._end(process)
             raise
-        if line:
+        if line.endswith("\n"):  # else it died with the answer on its lips
             answer: dict[str, Any] = json.loads(line)
             return answer
         return _no(f"the process that reads it {_epitaph(self._end(process))}")
@@ -197,7 +197,8 @@ def _limit_memory(bundle: Bundle) -> None:
         import resource
     except ImportError:  # not a Unix
         return
-    size = sum(member.lstat().st_size for member in bundle.path.rglob("*"))
+    size = 512 * sum(member.lstat().st_blocks for member in bundle.path.iterdir())  # not what a file says it has
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    bound = max(_LEAST_MEMORY, _MEMORY_FACTOR * size)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    bound = min(max(_LEAST_MEMORY, _MEMORY_FACTOR * size), int(_MEMORY_SHARE * machine))
     resource.setrlimit(resource.RLIMIT_DATA, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))

@@ -37,8 +37,13 @@ class Limits(NamedTuple):
 
 GRAPH = Limits(0.5, 1.0)
 """Of the graph in float64, where no rounding of a runtime hides anything."""
+BY_SIZE = GRAPH.times(4)
+"""Of the graph's numbers of one size by themselves, of which there are fewer to measure PyTorch's own error by."""
 RUNTIME = Limits(16.0, 32.0)
 """Of a runtime in float32 for sums of up to 512 terms; see ``runtime_limits``."""
+_STEP, _FEWEST, _NOTHING = 16.0, 32, 2.0**-24
+"""Numbers are of one size up to this factor, and this many at least. This far below the unit of all numbers together,
+float64 has errors of its own."""
 REMARKABLE = 4.0
 """The rms error of a runtime that passes, but computes some operator carelessly."""
 
@@ -50,15 +55,18 @@ def runtime_limits(reduction: int) -> Limits:
 
 def rounding_errors(cases: Sequence[genkit.Case]) -> dict[str, genkit.Errors]:
     """(e_rms, e_max) of each floating output."""
-    errors = {}
-    for name, example in cases[0].references.items():
-        if np.issubdtype(example.dtype, np.floating):
-            y64 = _pool([case.references[name] for case in cases])
-            difference = _pool([case.outputs[name] for case in cases]) - y64
-            rms, largest = max(_rms(difference), U * _rms(y64)), max(_largest(difference), U * _largest(y64))
-            # Not validated: a damaged bundle may give infinities, which then differ from what its manifest says.
-            errors[name] = genkit.Errors.model_construct(rms=rms, max=largest)
-    return errors
+    return {
+        name: _errors(_pool([case.outputs[name] for case in cases]), _pool([case.references[name] for case in cases]))
+        for name, example in cases[0].references.items()
+        if np.issubdtype(example.dtype, np.floating)
+    }
+
+
+def _errors(y32: Array, y64: Array) -> genkit.Errors:
+    difference = y32 - y64
+    rms, largest = max(_rms(difference), U * _rms(y64)), max(_largest(difference), U * _largest(y64))
+    # Not validated: a damaged bundle may give infinities, which then differ from what its manifest says.
+    return genkit.Errors.model_construct(rms=rms, max=largest)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,29 @@ class Deviation:
             },
         }
         return within, sentence, figures
+
+
+def worst_by_size(found: Sequence[Array], cases: Sequence[genkit.Case], name: str) -> tuple[float, float]:
+    """The largest excess over ``BY_SIZE`` among an output's numbers of one size, and that size.
+
+    Without it, a few large numbers (an exponential in the tails) would excuse anything in the small ones.
+    """
+    y64 = _pool([case.references[name] for case in cases])
+    order = np.argsort(np.abs(y64), kind="stable")
+    y64, y32, y = y64[order], _pool([case.outputs[name] for case in cases])[order], _pool(found)[order]
+    sizes, pooled = np.abs(y64), _errors(y32, y64)
+    worst, end = (0.0, 0.0), len(order)
+    while end:
+        size = float(sizes[end - 1])
+        start = min(int(np.searchsorted(sizes, size / _STEP, "right")), max(0, end - _FEWEST))
+        if start < _FEWEST or size == 0:
+            start = 0
+        unit = _errors(y32[start:end], y64[start:end])
+        rms = _ratio(_rms(y[start:end] - y64[start:end]), max(unit.rms, pooled.rms * _NOTHING))
+        largest = _ratio(_largest(y[start:end] - y64[start:end]), max(unit.max, pooled.max * _NOTHING))
+        worst = max(worst, (max(rms / BY_SIZE.rms, largest / BY_SIZE.max), size))
+        end = start
+    return worst
 
 
 def wrong_codes(found: Sequence[Array], cases: Sequence[genkit.Case], name: str, *, exempt_ties: bool) -> int:

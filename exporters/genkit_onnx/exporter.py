@@ -134,9 +134,13 @@ class OnnxExporter:
             detail = f"{', '.join(unfit)}: names have to differ, and to be of letters, digits, _ and -"
             yield genkit.Check("", "graphs", False, detail)
             return
-        bundled = []
+        # All references before anything is translated: graphs share their modules, and a translator may touch one.
+        references = []
         for graph in offered:
-            entry = yield from self._build_graph(graph, staging, about, opset, seed)
+            references.append((yield from _reference(graph, seed)))
+        bundled = []
+        for graph, reference in zip(offered, references, strict=True):
+            entry = (yield from self._build_graph(graph, reference, staging, about, opset, seed)) if reference else None
             bundled += [entry] if entry else []
         if len(bundled) < len(offered):
             return
@@ -152,15 +156,12 @@ class OnnxExporter:
         yield from _verify(genkit.Bundle.open(staging), runtimes, rows=None)
 
     def _build_graph(
-        self, graph: genkit.Graph, staging: Path, about: Mapping[str, Any], opset: int, seed: int
+        self, graph: genkit.Graph, reference: Reference, staging: Path, about: Mapping[str, Any], opset: int, seed: int
     ) -> Generator[genkit.Check, None, genkit.BundledGraph | None]:
-        """Writes one graph and its golden vectors; nothing where its module has no reference or no translation."""
+        """Writes one graph and its golden vectors; nothing where its module has no translation."""
         from genkit_onnx.reference import compare_weights, digest
         from genkit_onnx.translate import save, translate
 
-        reference = yield from _reference(graph, seed)
-        if reference is None:
-            return None
         file = staging / f"{graph.name}.onnx"
         try:
             model = translate(graph, opset, seed)
@@ -234,7 +235,10 @@ def _prove(graph: genkit.Graph, file: Path, runtimes: Sequence[genkit.Runtime], 
 
 
 def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: int | None) -> Iterator[genkit.Check]:
-    yield from bundle.check_files()
+    changed = [check for check in bundle.check_files() if not check.ok]
+    if changed:  # they are not read any further: copied, parsed, given to native code
+        yield from changed
+        return
     if not bundle.manifest.graphs:
         yield genkit.Check("", "graphs", False, "the bundle holds no graph")
     about = bundle.manifest.about
@@ -257,6 +261,7 @@ def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: 
         else:
             said = notes(in_the_place_of(found, reduced), about, reduced.precision, reduced.ranges)
             yield from examine_reduced(reduced, found, files, cases, runtimes, promised=said)
+    yield from bundle.check_files()  # once more, so that they are still what was proven
 
 
 def _default_runtimes() -> list[genkit.Runtime]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,15 @@ def graphs(model: ModelProto) -> Iterator[GraphProto]:
 
 
 def tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every constant: initialisers and attributes."""
-    for graph in graphs(model):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for node in nodes(model):
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                yield attribute.t
-            yield from attribute.tensors
+    """Every constant, in whatever part of the model it is: initialisers, attributes, defaults of functions."""
+    parts: list[Any] = [model]
+    while parts:
+        for field, value in parts.pop().ListFields():
+            for part in () if field.message_type is None else value if isinstance(value, Sequence) else (value,):
+                if isinstance(part, TensorProto):
+                    yield part
+                else:
+                    parts.append(part)
 
 
 def annotated(model: ModelProto) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from math import log, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import genkit
-from genkit_onnx.accuracy import RUNTIME, Array, U
+from genkit_onnx.accuracy import GRAPH, RUNTIME, Array, U, rounding_errors
 from genkit_onnx.probes import inert, probes
 from genkit_onnx.structure import one_line
 
@@ -29,6 +30,9 @@ _FACTORS = (4.0, 1.0, 2.0, 0.01, 0.0, None)
 _ROUNDING = RUNTIME.max * U
 _TRIALS = 8
 """How far, relative to themselves, and how often weights and inputs are moved to find ties between codes."""
+
+_SAMPLES = 2**15
+"""How many numbers of an input are compared with the distribution that it is said to have."""
 
 
 class _Float32Constants(TorchFunctionMode):
@@ -66,10 +70,12 @@ def compute_reference(graph: genkit.Graph, seed: int) -> Reference:
     """Draws the gate's inputs from ``seed`` and runs copies of the module in evaluation mode on the CPU.
 
     Raises:
-        ExportRefused: for a module that draws noise, does not return its outputs, or does not run in float64.
+        ExportRefused: for a module that draws noise, couples its rows, does not return its outputs, or does not run in
+            float64, and for inputs that are not drawn as their graph says.
     """
     generator, weights = Generator().manual_seed(seed), digest(graph.module)
     with genkit.unvalidated(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of draw functions that do not pass their generator on
         try:
             single = copy.deepcopy(graph.module).cpu().eval()
             double = copy.deepcopy(single).double()
@@ -86,8 +92,11 @@ def compute_reference(graph: genkit.Graph, seed: int) -> Reference:
                 remedy = "take the noise as an input of the graph"
                 raise genkit.ExportRefused(f"{noisy[0]}: the module gives other numbers for the same inputs; {remedy}")
             cases.append(genkit.Case(inputs, outputs, _run(graph, double, inputs, wide=True)))
+        _check_rows(graph, double, cases)
         cases = _with_ties(graph, double, cases)
-        values = _values(graph, cases[0].inputs), _values(graph, cases[0].outputs)
+        values = _values(graph, cases[0].inputs, cases), _values(graph, cases[0].outputs, cases)
+        for value in values[0]:
+            _check_distribution(graph.inputs[value.name], value, seed)
         ignores = {}
         for name, batch in probes(values[0], cases).items():
             still = inert(partial(_run, graph, single), batch)
@@ -160,20 +169,72 @@ def _bits(value: Tensor) -> bytes:
 def _draw(graph: genkit.Graph, rows: int, generator: Generator) -> dict[str, Array]:
     """As drawn, and made hard: tails, nearly zero, zero, one-hot; within the range where the graph has one."""
     batch = {}
-    for name, spec in graph.inputs.items():
-        try:
-            x = spec.draw(rows, generator)
-        except Exception as error:  # a plugin's own code, which can raise anything
-            raise genkit.ExportRefused(f"{name}: its draw function fails: {one_line(error)}") from error
-        shape = (rows, *spec.shape)
-        if x.dtype != spec.dtype or x.shape != shape:
-            found = f"{_name(x.dtype)} {tuple(x.shape)}"
-            raise genkit.ExportRefused(f"{name}: its draw function gives {found}, expected {_name(spec.dtype)} {shape}")
+    for name in graph.inputs:
+        x = _drawn(graph, name, rows, generator)
         if x.is_floating_point():
             x = torch.stack([_harden(row, _FACTORS[i % len(_FACTORS)], generator) for i, row in enumerate(x)])
             x = x.clamp(*graph.ranges[name]) if name in graph.ranges else x
         batch[name] = x.numpy(force=True)
     return batch
+
+
+def _drawn(graph: genkit.Graph, name: str, rows: int, generator: Generator) -> Tensor:
+    """What the draw function gives, which has to be what the graph says of it."""
+    spec, shape = graph.inputs[name], (rows, *graph.inputs[name].shape)
+    try:
+        x = spec.draw(rows, generator)
+    except Exception as error:  # a plugin's own code, which can raise anything
+        raise genkit.ExportRefused(f"{name}: its draw function fails: {one_line(error)}") from error
+    given = None
+    if x.dtype != spec.dtype or x.shape != shape:
+        given = f"{_name(x.dtype)} {tuple(x.shape)}, expected {_name(spec.dtype)} {shape}"
+    elif not x.isfinite().all():
+        given = "numbers that are not finite"
+    elif rows == max(BATCHES) and x.is_floating_point() and not x.any():
+        given = "nothing but zeros, which show nothing of the rest"
+    if given:
+        raise genkit.ExportRefused(f"{name}: its draw function gives {given}")
+    return x
+
+
+def _bounds(graph: genkit.Graph, name: str, cases: Sequence[genkit.Case]) -> tuple[float, float] | None:
+    """The range that the graph gives, unless an output is seen outside of it by more than scaling to it may round."""
+    if name not in graph.ranges or name in graph.inputs:
+        return graph.ranges.get(name)
+    low, high = graph.ranges[name]
+    slack = 1e-6 * (high - low)
+    extremes = [number for case in cases for number in (case.references[name].min(), case.references[name].max())]
+    return (low, high) if low - slack <= min(extremes) <= max(extremes) <= high + slack else None
+
+
+def _check_rows(graph: genkit.Graph, double: nn.Module, cases: Sequence[genkit.Case]) -> None:
+    """Refuses a module whose rows depend on one another, in float64, where a small dependence cannot drown."""
+    errors = rounding_errors(cases)
+    for case in (case for case in cases if 1 < case.rows <= BATCHES[2]):
+        for row in range(case.rows):
+            alone = _run(graph, double, {name: x[row : row + 1] for name, x in case.inputs.items()}, wide=True)
+            for name, error in errors.items():
+                together = case.references[name][row : row + 1]
+                if alone[name].shape != together.shape or np.abs(alone[name] - together).max() > GRAPH.max * error.max:
+                    reason = f"in PyTorch, a row by itself gives other numbers than in a batch of {case.rows}"
+                    raise genkit.ExportRefused(f"{name}: {reason}; let no row depend on another")
+
+
+def _check_distribution(spec: genkit.Input, value: genkit.Value, seed: int) -> None:
+    """Refuses an input that is drawn otherwise than those who deploy the graph are told to draw it.
+
+    By the two-sample statistic of Kolmogorov and Smirnov, all elements pooled, at a level of one in a billion.
+    """
+    if value.distribution is None:
+        return
+    rows = -(-_SAMPLES // max(1, prod(spec.shape)))
+    ours = np.sort(spec.draw(rows, Generator().manual_seed(seed)).numpy(force=True), axis=None)
+    told = np.sort(value.draw(np.random.default_rng(seed), rows), axis=None)
+    grid = np.concatenate([ours, told])
+    apart = np.abs(np.searchsorted(ours, grid, "right") - np.searchsorted(told, grid, "right")).max() / len(ours)
+    if apart > sqrt(log(2e9) / len(ours)):
+        reason = f"its draw function does not give what its distribution says, {value.distribution.kind}"
+        raise genkit.ExportRefused(f"{value.name}: {reason}")
 
 
 def _harden(row: Tensor, factor: float | None, generator: Generator) -> Tensor:
@@ -215,7 +276,7 @@ def _problem(y: Tensor, rows: int, precision: torch.dtype) -> str | None:
     return None
 
 
-def _values(graph: genkit.Graph, arrays: genkit.Arrays) -> tuple[genkit.Value, ...]:
+def _values(graph: genkit.Graph, arrays: genkit.Arrays, cases: Sequence[genkit.Case]) -> tuple[genkit.Value, ...]:
     for name, value in graph.inputs.items():
         try:
             genkit.Drawn.model_validate(value.distribution or {"kind": "normal", "parameters": ()})
@@ -229,7 +290,7 @@ def _values(graph: genkit.Graph, arrays: genkit.Arrays) -> tuple[genkit.Value, .
             name=name,
             dtype=str(array.dtype),
             shape=("batch", *array.shape[1:]),
-            range=graph.ranges.get(name),
+            range=_bounds(graph, name, cases),
             layout=graph.layouts.get(name),
             distribution=graph.inputs[name].distribution if name in graph.inputs else None,
         )

@@ -24,6 +24,7 @@ class OnnxRuntime:
         """Opens one graph. The function it returns maps named inputs to named outputs, in the graph's order."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # and not what the name or bytes suggest
         # These are off by default on most machines. Said here, so that none of them can pose as float32.
         options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
         options.add_session_config_entry("optimization.enable_gelu_approximation", "0")

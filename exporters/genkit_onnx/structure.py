@@ -56,8 +56,13 @@ def misplaced(graph: genkit.BundledGraph, model: ModelProto, folder: Path) -> It
     initial = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     if len(initial) < sum(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors(model)):
         yield "constants that are no initialisers are in another file"
+    if graph.data is not None and not initial:
+        yield f"no weights are in {graph.data}"
     for tensor in initial:
         place = {entry.key: entry.value for entry in tensor.external_data}
+        if len(place) < len(tensor.external_data) or not place.keys() <= {"location", "offset", "length", "checksum"}:
+            yield f"where the tensor {tensor.name} is can be read in several ways"
+            continue
         if graph.data is None or place.get("location") != graph.data:
             yield f"the tensor {tensor.name} is in another file, so the graph cannot be moved"
             continue

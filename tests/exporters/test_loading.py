@@ -108,7 +108,10 @@ class Learned(nn.Module):
 
 
 def test_a_learned_prior_and_labels_are_chained(tmp_path: Path) -> None:
-    noise = genkit.Input((4,), torch.float32, normal(4).draw, {"kind": "laplace", "parameters": [0.0, 1.0]})
+    def laplace(n: int, g: torch.Generator) -> Tensor:
+        return torch.rand(n, 4, generator=g).log() * torch.randn(n, 4, generator=g).sign()
+
+    noise = genkit.Input((4,), torch.float32, laplace, {"kind": "laplace", "parameters": [0.0, 1.0]})
     drawn = {"kind": "integers", "parameters": [0, 3]}
     labels = genkit.Input((), torch.int64, lambda n, g: torch.randint(3, (n,), generator=g), drawn)
     prior, painted = Learned(), Painted()
