@@ -26,6 +26,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import genkit
+from genkit import session
+from genkit.data import take
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -787,6 +789,28 @@ def test_the_command_measures_what_a_reduced_graph_costs_on_the_test_set(
         assert 0 < abs(graph.loss.change) < graph.loss.budget
     verified = here("verify", tmp_path / "bundle").stdout
     assert "decoder_int8  reduction" in verified
+
+
+def test_a_model_of_several_losses_has_none_to_compare_and_says_so(here: Genkit, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    here("train", "--model", "mnist_gan", "--epochs", 1, "--set", "dataset.limit=256", "--out", run)
+    done = here("export", run, "--precision", "fp16")
+    assert "decoder_fp16 has no test loss: the model has several losses: discriminator, generator\n" in done.stdout
+    (graph,) = genkit.Bundle.open(run / "bundle").manifest.reduced
+    assert graph.loss is None
+
+
+def test_calibration_is_on_the_training_set_and_on_what_is_reconstructed(mnist_run: Path) -> None:
+    loaded = session.load(mnist_run, genkit.load_plugins().registry, "last", "cpu", None)
+    offered = {graph.name: graph for graph in loaded.task.graphs() if isinstance(graph, genkit.Graph)}
+    x = offered["encoder"].inputs["x"].draw(64, torch.Generator().manual_seed(3))
+    train, _ = take(loaded.task.data.train, range(512))
+    seen = {row.numpy().tobytes() for row in train}
+    assert all((row * 255).round().to(torch.uint8).numpy().tobytes() in seen for row in x)
+    with torch.no_grad():
+        loaded.model.encoder.mean.bias += 100  # type: ignore[union-attr, operator]
+    z = offered["decoder"].inputs["z"].draw(64, torch.Generator().manual_seed(3))
+    assert z[0::2].abs().max() < 10 < 90 < z[1::2].min()
 
 
 def test_a_precision_that_there_is_not_is_a_wrong_request(here: Genkit, mnist_run: Path, tmp_path: Path) -> None:
