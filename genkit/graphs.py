@@ -97,14 +97,18 @@ class _Draws:
             return to_unit(self._batch(n).x, self.model.spec.value_range)
 
     def latents(self, n: int, generator: Generator) -> Tensor:
-        """Draws of the prior, and every other one of a posterior: what is sampled, and what is reconstructed."""
         model, classes = self.model, self.model.spec.classes
         with asking(model, _seed(generator)):
             labels = torch.randint(classes, (n,)) if classes else None
-            z = draw(model.prior_given(labels), 1, n)[0].clone()
-            if model.encoder is not None and n > 1:
-                z[1::2] = draw(model.posterior(*self._batch(n // 2)), 1, n // 2)[0]
-            return z
+            return draw(model.prior_given(labels), 1, n)[0]
+
+    def latents_in_use(self, n: int, generator: Generator) -> Tensor:
+        """Draws of the prior, and every other one of a posterior: what is sampled, and what is reconstructed."""
+        z = self.latents(n, generator).clone()
+        if self.model.encoder is not None and n > 1:
+            with asking(self.model, _seed(generator)):
+                z[1::2] = draw(self.model.posterior(*self._batch(n // 2)), 1, n // 2)[0]
+        return z
 
     def _batch(self, n: int) -> Batch:
         x, labels = take(self.data.train, torch.randint(length(self.data.train), (n,)))
@@ -135,7 +139,9 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
         x = Input(spec.event_shape, torch.float32, draws.observations)
         offered["encoder"] = graph("encoder", EncoderGraph(model.encoder, bounds), {"x": x}, model.encoder.outputs)
     described = describe_prior(model)
-    z = Input(spec.latent_shape, draws.latents(1, torch.Generator()).dtype, draws.latents, described)
+    z = Input(
+        spec.latent_shape, draws.latents(1, torch.Generator()).dtype, draws.latents, described, draws.latents_in_use
+    )
     outputs = ("x", *(name for name in model.decoder.outputs if name != "x"))
     offered["decoder"] = graph("decoder", DecoderGraph(model.decoder, bounds), {"z": z}, outputs)
     if model.prior.noise():

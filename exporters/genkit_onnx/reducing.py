@@ -153,7 +153,5 @@ def _draw(graph: genkit.Graph, seed: int) -> list[genkit.Arrays]:
     """Inputs as they come in use."""
     generator = torch.Generator().manual_seed(seed)
     batches, rows = _CALIBRATION
-    return [
-        {name: value.draw(rows, generator).numpy(force=True) for name, value in graph.inputs.items()}
-        for _ in range(batches)
-    ]
+    draws = {name: value.calibration or value.draw for name, value in graph.inputs.items()}
+    return [{name: draw(rows, generator).numpy(force=True) for name, draw in draws.items()} for _ in range(batches)]
