@@ -43,9 +43,10 @@ OPTIONS = {
 """How each is trained here. It is enough to see digits; the recipes' own defaults go on for longer."""
 
 
-def genkit(*arguments: object) -> str:
+def genkit(*arguments: object, **options: Any) -> str:
     """The output of one command."""
-    return subprocess.check_output([sys.executable, "-m", "genkit", *map(str, arguments)], text=True)
+    command = [sys.executable, "-m", "genkit", *map(str, arguments)]
+    return str(subprocess.check_output(command, text=True, **options))
 
 
 def measured(name: str, runs: Path, samples: int) -> dict[str, Any]:
