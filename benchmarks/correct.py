@@ -1,0 +1,77 @@
+"""``python -m benchmarks.correct``: exports random correct architectures, of which the parity gate may refuse none.
+
+Each goes through the exporter as a user's graph would, and the bundle through ``verify``. What the gate refuses is an
+alarm, with its reason; what torch.onnx cannot translate is counted apart, because there was no graph to judge. An export
+is a file in ``--runs``, named by its seed: a campaign that was interrupted goes on, and several may share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from genkit_onnx.exporter import OnnxExporter
+from genkit_onnx.runtime import OnnxRuntime
+
+import genkit
+from benchmarks.architectures import architecture, layers
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "correct.json"
+
+
+def outcome(seed: int, folder: Path) -> dict[str, Any]:
+    """One export and its verification."""
+    graph = architecture(seed)
+    row: dict[str, Any] = {"seed": seed, "outcome": "passed", "layers": layers(graph.module)}
+    started = time.perf_counter()
+    bundle = folder / "bundle"
+    runtime = OnnxRuntime()
+    try:
+        report = OnnxExporter().export([graph], bundle, about={}, opset=18, runtimes=[runtime], seed=seed)
+    except genkit.ExportRefused:
+        checks = json.loads((folder / "bundle.rejected.json").read_text())["checks"]
+        failures = [check for check in checks if not check["ok"]]
+        row["outcome"] = "not translated" if failures[0]["subject"] == "translation" else "alarm"
+        row["failures"] = [f"{check['subject']}: {check['detail']}" for check in failures]
+        return row
+    row["seconds"] = round(time.perf_counter() - started, 2)
+    opened = genkit.Bundle.open(bundle)
+    row["operators"] = sorted({node.op_type for node in onnx.load(opened.file("graph.onnx")).graph.node})
+    row["reduction"] = opened.manifest.graphs[0].reduction
+    for subject in ("graph proof", runtime.name):
+        measured = [c.measured for c in report.checks if c.subject == subject and "rms" in c.measured]
+        for figure in ("rms", "max"):
+            row[f"{subject} {figure}"] = max((m[figure] / m[f"{figure}_limit"] for m in measured), default=0.0)
+    again = OnnxExporter().verify(opened, [runtime])
+    if not again.ok:
+        row |= {"outcome": "alarm", "failures": [f"verify, {c.subject}: {c.detail}" for c in again.failures]}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.correct", description=__doc__)
+    parser.add_argument("--exports", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--runs", type=Path, default=Path("runs/correct"))
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.first, options.first + options.exports):
+        place = options.runs / f"{seed}.json"
+        if place.exists():
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            row = outcome(seed, Path(folder))
+        place.write_text(json.dumps(row))
+        if row["outcome"] != "passed":
+            print(seed, row["outcome"], row["layers"], *row["failures"], sep="\n    ", flush=True)
+
+
+if __name__ == "__main__":
+    main()
