@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import ModelProto
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 import genkit
 from genkit_onnx.accuracy import (
@@ -32,6 +30,7 @@ from genkit_onnx.accuracy import (
     worst_by_size,
     wrong_codes,
 )
+from genkit_onnx.evaluator import reference_evaluator
 from genkit_onnx.probes import inert, probes
 from genkit_onnx.protobuf import initializers, nodes, widened
 from genkit_onnx.structure import Notes, check_structure, complaint, misplaced, one_line
@@ -136,25 +135,12 @@ def _agree(one: genkit.Errors, other: genkit.Errors) -> bool:
     return isclose(one.rms, other.rms, rel_tol=1e-6) and isclose(one.max, other.max, rel_tol=1e-6)
 
 
-class GatherElements(OpRun):
-    """In the place of onnx's own, which up to 1.23 fails for a negative axis and for 33 elements and more along it."""
-
-    op_domain = ""
-
-    def _run(self, data: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
-        along = (axis or 0) % data.ndim
-        rows = tuple(
-            slice(None if d == along else n) for d, n in enumerate(indices.shape)
-        )  # there may be fewer indices
-        return (np.take_along_axis(data[rows], indices, along),)
-
-
 def _graph_proof(
     graph: genkit.BundledGraph, model: ModelProto, folder: Path, cases: Sequence[genkit.Case], rows: int | None
 ) -> Iterator[genkit.Check]:
     try:
         weights = _wide(initializers(model, folder))
-        evaluator = ReferenceEvaluator(widened(model), new_ops=[GatherElements])
+        evaluator = reference_evaluator(widened(model))
     except Exception as error:  # an operator that onnx cannot evaluate, or a model that makes no sense
         raise Unusable(f"onnx cannot evaluate the graph: {one_line(error)}") from error
 
