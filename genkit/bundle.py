@@ -53,8 +53,8 @@ REDUCED = get_args(ReducedPrecision)
 
 MANIFEST = "manifest.json"
 
-_LARGEST_MANIFEST = 16 * 2**20
-"""Bytes, a thousand times what is usual: beyond it, reading it would be the damage."""
+_LARGEST_MANIFEST = 8 * 2**20
+"""Bytes, a thousand times what is usual. A megabyte of fields that do not belong there costs 50 of memory."""
 _LARGEST_FILE = 2**31
 """Bytes that a protocol buffer can have, and any other file but one of weights. A file of terabytes takes no room."""
 _MOST_PROBLEMS = 100
@@ -418,7 +418,7 @@ class Bundle:
             manifest = Manifest.model_validate_json(content, strict=True)
             return cls(path, manifest, whole=manifest.digest == _digest(json.loads(content)))
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             problem = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
         except (ValueError, RecursionError) as error:
             problem = str(error)
@@ -572,6 +572,8 @@ def _read_tensor(path: Path, name: str, label: str) -> NDArray[Any]:
         if tensor.name != label or tensor.data_location == TensorProto.EXTERNAL:
             raise ValueError(f"it is not {label!r}")
         array: NDArray[Any] = numpy_helper.to_array(tensor)
+        if array.shape != tuple(tensor.dims):  # one of -1 would be taken for whatever fits
+            raise ValueError(f"it has the dimensions {plain(str(tensor.dims), 80)}")
     except Exception as error:  # whatever a damaged protocol buffer makes its reader raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise VerificationFailed(f"{name}: cannot be read: {lines[0]}") from error

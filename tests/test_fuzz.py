@@ -166,7 +166,7 @@ def test_a_file_that_is_opened_elsewhere_is_seen_in_the_log() -> None:
 def test_a_manifest_without_end_is_not_read(victim: Callable[[str], Victim]) -> None:
     path = victim("mlp").path
     os.truncate(path / "manifest.json", 2**40)
-    with pytest.raises(genkit.VerificationFailed, match="it has more than 16777216 bytes"):
+    with pytest.raises(genkit.VerificationFailed, match="it has more than 8388608 bytes"):
         genkit.Bundle.open(path)
 
 
@@ -345,6 +345,17 @@ def test_a_golden_code_that_is_neither_right_nor_tied_is_noticed(victim: Callabl
     file.write_bytes(numpy_helper.from_array(array, "codes").SerializeToString())
     codes.reseal()
     assert failures(codes.path) == ["codes: PyTorch's float32 gives numbers that are neither its float64's nor ties"]
+
+
+def test_a_dimension_that_is_left_open_is_none(victim: Callable[[str], Victim]) -> None:
+    labelled = victim("labelled")
+    file = labelled.path / "test_data" / "decoder" / "test_data_set_2" / "input_1.pb"
+    tensor = TensorProto.FromString(file.read_bytes())
+    tensor.dims[:] = [-1]
+    file.write_bytes(tensor.SerializeToString())
+    labelled.reseal()
+    (found,) = failures(labelled.path)
+    assert found.endswith("input_1.pb: cannot be read: it has the dimensions [-1]")
 
 
 def test_what_an_earlier_damage_took_away_cannot_be_damaged(victim: Callable[[str], Victim]) -> None:

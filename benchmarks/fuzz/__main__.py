@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--bundles", type=int, default=10_000, metavar="N")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="of the first bundle")
     parser.add_argument("--commands", type=int, default=30, metavar="N", help="asked about by the command as well")
-    parser.add_argument("--traced", type=int, default=5 * len(DAMAGES), metavar="N", help="under strace as well")
+    parser.add_argument("--traced", type=int, default=3 * len(DAMAGES), metavar="N", help="under strace as well")
     parser.add_argument("--sources", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--room", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -384,7 +384,7 @@ def hostile_indices(victim: Victim) -> None:
         kind = victim.random.choice(["Gather", "GatherElements", "GatherND", "Slice", "ScatterElements", "OneHot"])
         rank = len(tensor.dims)
         if kind == "Slice":
-            parts = [_constant(model, name, [value]) for name, value in zip("sea", (index, -index, 0), strict=True)]
+            parts = [_constant(model, name, [value]) for name, value in zip("sea", (index, ~index, 0), strict=True)]
             parts.append(_constant(model, "p", [victim.random.choice([0, index, -1])]))
             nodes = [helper.make_node("Slice", [tensor.name, *parts], ["heavy"])]
         elif kind == "OneHot":

@@ -125,7 +125,7 @@ def another_encoding(victim: Victim) -> None:
 def giant_manifest(victim: Victim) -> None:
     """Short of what is read at all, and beyond; all of it sense."""
     content = victim.content()
-    content["more"] = ["x" * 2**20] * victim.random.choice([12, 12, 17, 40])
+    content["more"] = ["x" * 2**20] * victim.random.choice([7, 7, 9, 40])
     victim.write(content, sealed=False)
 
 
