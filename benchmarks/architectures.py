@@ -249,7 +249,9 @@ def _multihead(r: random.Random, s: Shape) -> nn.Module:
 def _transformer(r: random.Random, s: Shape) -> nn.Module:
     norm_first = r.random() < 0.5
     activation = r.choice(("relu", "gelu"))
-    return nn.TransformerEncoderLayer(s[1], _heads(s[1]), 32, activation=activation, batch_first=True, norm_first=norm_first)
+    return nn.TransformerEncoderLayer(
+        s[1], _heads(s[1]), 32, activation=activation, batch_first=True, norm_first=norm_first
+    )
 
 
 def _recurrent(layer: type[nn.RNNBase]) -> Factory:
@@ -315,9 +317,7 @@ def _strided(r: random.Random, s: Shape) -> nn.Module:
 def _transposed(r: random.Random, s: Shape) -> nn.Module:
     kernel, output_padding = r.choice(((4, 0), (3, 1)))
     groups = r.choice([g for g in (1, 2) if s[0] % g == 0])
-    return nn.ConvTranspose2d(
-        s[0], 4, kernel, stride=2, padding=1, output_padding=output_padding, groups=groups
-    )
+    return nn.ConvTranspose2d(s[0], 4, kernel, stride=2, padding=1, output_padding=output_padding, groups=groups)
 
 
 def _squeeze_and_excite(r: random.Random, s: Shape) -> nn.Module:
@@ -393,7 +393,9 @@ def _labels(classes: int, shape: Shape = ()) -> genkit.Input:
 
 def _stem(r: random.Random) -> tuple[Mapping[str, genkit.Input], nn.Module]:
     n = r.choice((1, 2, 8, 20, 64))
-    kind = r.choice(("latent", "latent", "two latents", "label", "one-hot label", "modulated", "image", "sequence", "tokens"))
+    kind = r.choice(
+        ("latent", "latent", "two latents", "label", "one-hot label", "modulated", "image", "sequence", "tokens")
+    )
     match kind:
         case "two latents":
             join = Apply(kind, lambda z, w, f, g: torch.cat([f(z), g(w)], 1), nn.Linear(n, 12), nn.Linear(3, 4))
@@ -405,9 +407,7 @@ def _stem(r: random.Random) -> tuple[Mapping[str, genkit.Input], nn.Module]:
             join = Apply(kind, lambda z, y: torch.cat([z, F.one_hot(y, 5).to(z)], 1))
             return {"z": _normal((n,)), "condition": _labels(5)}, join
         case "modulated":
-            join = Apply(
-                kind, lambda z, y, e, f: z * e(y) + f(y), nn.Embedding(5, n), nn.Embedding(5, n)
-            )
+            join = Apply(kind, lambda z, y, e, f: z * e(y) + f(y), nn.Embedding(5, n), nn.Embedding(5, n))
             return {"z": _normal((n,)), "condition": _labels(5)}, join
         case "image":
             shape = r.choice((1, 3)), r.choice((6, 8, 12)), r.choice((7, 8))
@@ -503,7 +503,16 @@ def _scale(network: nn.Module, gain: float) -> None:
 def _live(network: nn.Module, inputs: Mapping[str, genkit.Input]) -> None:
     """Some batches of life: running statistics, and scales and shifts that are no longer one and zero."""
     for part in network.modules():
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+        if isinstance(
+            part,
+            nn.BatchNorm1d
+            | nn.BatchNorm2d
+            | nn.InstanceNorm1d
+            | nn.InstanceNorm2d
+            | nn.GroupNorm
+            | nn.LayerNorm
+            | nn.RMSNorm,
+        ):
             for parameter in part.parameters(recurse=False):
                 parameter.add_(0.3 * torch.randn_like(parameter))
     network.train()

@@ -1,8 +1,8 @@
 """``python -m benchmarks.correct``: exports random correct architectures, of which the parity gate may refuse none.
 
 Each goes through the exporter as a user's graph would, and the bundle through ``verify``. What the gate refuses is an
-alarm, with its reason; what torch.onnx cannot translate is counted apart, because there was no graph to judge. An export
-is a file in ``--runs``, named by its seed: a campaign that was interrupted goes on, and several may share the work.
+alarm, with its reason; what torch.onnx cannot translate is counted apart, because there was no graph to judge. An
+export is a file in ``--runs``, named by its seed: a campaign that was interrupted goes on, and several may share it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 

@@ -1,8 +1,9 @@
-"""onnx's reference evaluator, with operators of ours where its own are not what the standard says, or not in float64."""
+"""onnx's reference evaluator, with operators of ours where its own are not what the standard says, or float32."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import repeat
 from typing import Any
 
@@ -56,7 +57,8 @@ class ConvTranspose(OpRun):
     def _run(self, x: Array, w: Array, b: Array | None = None, *, group: int = 1, **attributes: Any) -> tuple[Array]:
         biases = repeat(None) if b is None else np.split(b, group)
         parts = zip(np.split(x, group, axis=1), np.split(w, group), biases, strict=False)
-        of_group = [UngroupedConvTranspose._run(self, *part, group=1, **attributes)[0] for part in parts]
+        ungrouped: Callable[..., tuple[Array]] = UngroupedConvTranspose._run
+        of_group = [ungrouped(self, *part, group=1, **attributes)[0] for part in parts]
         return (np.concatenate(of_group, axis=1),)
 
 

@@ -44,8 +44,8 @@ class _Float32Constants(TorchFunctionMode):
 
     ``x / 0.3081`` divides a float32 tensor by the float32 nearest to 0.3081, in PyTorch and in every exported graph: it
     is a parameter like any weight, and its rounding is no error of the graph. A wider constant in the reference would
-    make it one, and the only one where the rest of a graph is exact. The same holds for the epsilon of an RMS norm, which
-    is that of its input's dtype unless it is given.
+    make it one, and the only one where the rest of a graph is exact. The same holds for the epsilon of an RMS norm,
+    which is that of its input's dtype unless it is given.
     """
 
     def __torch_function__(
