@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
+import torch
 from genkit_onnx.exporter import OnnxExporter
 from genkit_onnx.runtime import OnnxRuntime
 
 import genkit
 from benchmarks.architectures import architecture, layers
+from genkit.training.device import choose_device, describe_device
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "correct.json"
@@ -54,11 +59,34 @@ def outcome(seed: int, folder: Path) -> dict[str, Any]:
     return row
 
 
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many passed, what did not, and how much of their limits the right graphs used at the most."""
+    passed = [row for row in rows if row["outcome"] == "passed"]
+    most = {}
+    for figure in (f"{subject} {kind}" for subject in ("graph proof", "onnxruntime") for kind in ("rms", "max")):
+        worst = max(passed, key=lambda row: row[figure])
+        most[figure] = {"of_the_limit": round(worst[figure], 3), "seed": worst["seed"], "operators": worst["operators"]}
+    return {
+        "device": describe_device(choose_device("cpu")),
+        "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        "exports": len(rows),
+        "passed": len(passed),
+        "alarms": [row for row in rows if row["outcome"] == "alarm"],
+        "not_translated": [row for row in rows if row["outcome"] == "not translated"],
+        "operators": sorted({operator for row in passed for operator in row["operators"]}),
+        "longest_reduction": max(row["reduction"] for row in passed),
+        "largest_share_of_a_limit": most,
+        "median_seconds_of_an_export": round(statistics.median(row["seconds"] for row in passed), 2),
+    }
+
+
 def main() -> None:
+    """Exports, and prints the summary of all that has been exported so far."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.correct", description=__doc__)
     parser.add_argument("--exports", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--runs", type=Path, default=Path("runs/correct"))
+    parser.add_argument("--json", type=Path, metavar="FILE", default=RESULTS, help="where the summary goes")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     for seed in range(options.first, options.first + options.exports):
@@ -70,6 +98,9 @@ def main() -> None:
         place.write_text(json.dumps(row))
         if row["outcome"] != "passed":
             print(seed, row["outcome"], row["layers"], *row["failures"], sep="\n    ", flush=True)
+    result = summary([json.loads(place.read_text()) for place in sorted(options.runs.glob("*.json"))])
+    print(json.dumps(result, indent=2))
+    options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
