@@ -12,7 +12,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +76,24 @@ def run(number: int, folder: Path, tally: Tally) -> None:
         tally.add("module", fault, {GENKIT: not report.ok}, fault.named_by(report))
 
 
-def campaign(trials: int) -> dict[str, Any]:
-    """All trials, and what they were made with."""
+def campaign(trials: int) -> Iterator[dict[str, Any]]:
+    """The figures after each trial, and what they were made with."""
     tally, started = Tally(), time.process_time()
     for number in range(trials):
         with tempfile.TemporaryDirectory() as folder:
             run(number, Path(folder), tally)
-        done = time.process_time() - started
+        seconds = round(time.process_time() - started)
         missed = [name for name, entry in tally.faults.items() if entry["named"] < entry["trials"]]
-        print(f"trial {number + 1} of {trials}, {done:.0f} s, not always named: {missed or 'none'}", flush=True)
-    return {
-        "device": f"cpu, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "versions": versions(),
-        "trials": trials,
-        "seconds": round(time.process_time() - started),
-        "true_graphs": {"number": tally.number_of_true_graphs, "refused": tally.true_graphs},
-        "faults": tally.faults,
-    }
+        print(f"trial {number + 1} of {trials}, {seconds} s, not always named: {missed or 'none'}", flush=True)
+        yield {
+            "device": f"cpu, {torch.get_num_threads()} threads",
+            "python": platform.python_version(),
+            "versions": versions(),
+            "trials": number + 1,
+            "seconds": seconds,
+            "true_graphs": {"number": tally.number_of_true_graphs, "refused": tally.true_graphs},
+            "faults": tally.faults,
+        }
 
 
 # The page
@@ -186,7 +186,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.pages:
         onnxruntime.set_default_logger_severity(4)
-        RESULTS.write_text(json.dumps(campaign(options.trials), indent=2) + "\n")
+        for results in campaign(options.trials):
+            RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     PAGE.write_text(page(kept()))
 
 

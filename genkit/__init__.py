@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from genkit.bundle import DEPLOYMENT as DEPLOYMENT
     from genkit.bundle import DRAWN as DRAWN
+    from genkit.bundle import REDUCED as REDUCED
     from genkit.bundle import Absent as Absent
+    from genkit.bundle import Accuracy as Accuracy
     from genkit.bundle import Arrays as Arrays
     from genkit.bundle import Bundle as Bundle
     from genkit.bundle import BundledGraph as BundledGraph
@@ -24,9 +26,15 @@ if TYPE_CHECKING:
     from genkit.bundle import Drawn as Drawn
     from genkit.bundle import Errors as Errors
     from genkit.bundle import Exporter as Exporter
+    from genkit.bundle import Function as Function
+    from genkit.bundle import LossChange as LossChange
     from genkit.bundle import Manifest as Manifest
+    from genkit.bundle import ReducedGraph as ReducedGraph
+    from genkit.bundle import ReducedOutput as ReducedOutput
+    from genkit.bundle import ReducedPrecision as ReducedPrecision
     from genkit.bundle import Report as Report
     from genkit.bundle import Runtime as Runtime
+    from genkit.bundle import Score as Score
     from genkit.bundle import Value as Value
     from genkit.bundle import manifest_schema as manifest_schema
     from genkit.bundle import seal as seal
@@ -88,7 +96,9 @@ _HOMES = {
     "genkit.bundle": (
         "DEPLOYMENT",
         "DRAWN",
+        "REDUCED",
         "Absent",
+        "Accuracy",
         "Arrays",
         "Bundle",
         "BundledGraph",
@@ -97,9 +107,15 @@ _HOMES = {
         "Drawn",
         "Errors",
         "Exporter",
+        "Function",
+        "LossChange",
         "Manifest",
+        "ReducedGraph",
+        "ReducedOutput",
+        "ReducedPrecision",
         "Report",
         "Runtime",
+        "Score",
         "Value",
         "manifest_schema",
         "seal",

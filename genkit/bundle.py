@@ -3,6 +3,7 @@
 BUNDLE/
   <graph>.onnx                   one file a graph
   <graph>.onnx.data              its weights, where they are more than one protocol buffer can hold (2 GB)
+  <graph>_<precision>.onnx       the same function in fp16 or int8, where that was asked for
   manifest.json                  what it is, and the sha256 of every other file
   parity.json                    the report of the gate that let it be published
   test_data/<graph>/test_data_set_<i>/
@@ -24,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
 import numpy as np
-from annotated_types import Len
+from annotated_types import Ge, Le, Len
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
@@ -43,6 +44,12 @@ if TYPE_CHECKING:
     from genkit.task import Graph, NoGraph
 
 Arrays = Mapping[str, NDArray[Any]]
+Function = Callable[[Arrays], Arrays]
+"""A graph as it is run: named inputs to named outputs."""
+
+ReducedPrecision = Literal["fp16", "int8"]
+REDUCED = get_args(ReducedPrecision)
+"""The precisions of which a bundle can hold a graph beside the one in fp32."""
 
 MANIFEST = "manifest.json"
 
@@ -204,8 +211,88 @@ class BundledGraph(_Record):
     ignores: dict[str, dict[str, tuple[NonNegativeInt, ...]]] = {}
 
 
+class Accuracy(_Record):
+    """How far an output of a reduced graph is from the module in float64, or may be.
+
+    Args:
+        rms: of the error, in the output's own units.
+        max: the largest error, likewise.
+        psnr: where the output has a range: ``20 log10(width / rms)``, in dB; None without a range, or without an error.
+        agreement: of an output of whole numbers, which has nothing else, the share that is the same.
+    """
+
+    rms: NonNegativeFloat | None = None
+    max: NonNegativeFloat | None = None
+    psnr: float | None = None
+    agreement: Annotated[float, Ge(0), Le(1)] | None = None
+
+    def __str__(self) -> str:
+        if self.agreement is not None:
+            return f"{self.agreement:.2%} of the numbers agree"
+        psnr = "" if self.psnr is None else f", {self.psnr:.1f} dB"
+        return f"rms error {self.rms:.2g}{psnr}"
+
+
+class ReducedOutput(_Record):
+    """One output of a reduced graph: what was allowed before, and what was measured at export."""
+
+    budget: Accuracy
+    measured: Accuracy
+
+
+class LossChange(_Record):
+    """The test loss, in its own units, of the model with a graph of the bundle in the place of its own module.
+
+    Args:
+        fp32: with the graph in fp32.
+        reduced: with the reduced one; same observations, same noise.
+        change: the second less the first.
+        budget: that the size of the change had to keep.
+        observations: of the test set that took part.
+    """
+
+    fp32: float
+    reduced: float
+    change: float
+    budget: NonNegativeFloat
+    observations: PositiveInt
+
+
+class ReducedGraph(_Record):
+    """A graph of the bundle once more, with the same inputs, outputs and golden vectors, in less than float32.
+
+    Args:
+        name: ``<of>_<precision>``.
+        of: the graph that it stands for.
+        precision: of weights and arithmetic: ``fp16``, or ``int8`` by the channel with scales fixed at export.
+        file: inside the bundle.
+        data: as of ``BundledGraph``.
+        size: of its files, in bytes.
+        fp32_size: of those of the graph that it stands for.
+        outputs: by name.
+        ranges: int8: the smallest and the largest value of each tensor that is quantized, and of each input, on the
+            data that the scales were chosen on. Budgets hold where all of them stay within; beyond, one saturates.
+        float32: operators that keep weights, or compute, in float32 none the less.
+        loss: how the test loss changes; None where that cannot be measured.
+        no_loss: why not.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=105)]
+    of: str
+    precision: ReducedPrecision
+    file: str
+    data: str | None = None
+    size: PositiveInt
+    fp32_size: PositiveInt
+    outputs: dict[str, ReducedOutput]
+    ranges: dict[str, tuple[float, float]] = {}
+    float32: tuple[str, ...] = ()
+    loss: LossChange | None = None
+    no_loss: str = ""
+
+
 class Absent(_Record):
-    """A graph that the model cannot offer, and why."""
+    """A graph that the model cannot offer, or one that cannot be reduced, and why."""
 
     name: str
     reason: str
@@ -240,6 +327,7 @@ class Manifest(BaseModel):
         versions: of the packages that took part.
         graphs: that the bundle holds.
         absent: graphs that it does not hold.
+        reduced: some of the graphs in other precisions than fp32.
         files: the sha256 of every file but this one, by path.
         digest: the sha256 of everything else in this file, so that it vouches for itself as well.
     """
@@ -255,13 +343,14 @@ class Manifest(BaseModel):
     versions: dict[str, str] | None = None
     graphs: tuple[BundledGraph, ...]
     absent: tuple[Absent, ...] = ()
+    reduced: tuple[ReducedGraph, ...] = ()
     files: dict[str, str] = {}
     digest: str = ""
 
     @property
     def about(self) -> dict[str, Any]:
         """What the exporting command said about the model: ``recipe``, ``spec``, ``prior`` and so on, as plain data."""
-        own = {"format_version", "format", "graphs", "absent", "files", "digest"}
+        own = {"format_version", "format", "graphs", "absent", "reduced", "files", "digest"}
         return {key: value for key, value in self.model_dump(mode="json", exclude=own).items() if value is not None}
 
 
@@ -374,7 +463,8 @@ class Bundle:
                 problems.append(str(error))
             except OSError as error:
                 problems.append(f"{name}: {error.strerror}")
-        needed = [name for graph in self.manifest.graphs for name in (graph.file, graph.data) if name is not None]
+        graphs: tuple[BundledGraph | ReducedGraph, ...] = (*self.manifest.graphs, *self.manifest.reduced)
+        needed = [name for graph in graphs for name in (graph.file, graph.data) if name is not None]
         problems += [f"{name}: not in the manifest's files" for name in needed if name not in self.manifest.files]
         unknown = sorted(set(_files(self.path)) - set(self.manifest.files) - {MANIFEST})
         problems += [f"{name}: not a file of this bundle" for name in unknown]
@@ -548,6 +638,24 @@ class Runtime(Protocol):
         ...
 
 
+class Score(Protocol):
+    """The test loss of a model, with exported graphs in the place of its own modules.
+
+    Args:
+        observations: of the test set that take part, always the same.
+    """
+
+    observations: int
+
+    def __call__(self, functions: Mapping[str, Function]) -> float:
+        """The loss with ``functions`` in the place of the graphs of these names; everything else is the model's own.
+
+        Raises:
+            GenkitError: where the loss does not run such a graph, or there is no one loss; the message is the reason.
+        """
+        ...
+
+
 class Exporter(Protocol):
     """Something that turns graphs into a bundle: registered with ``registry.exporter(name, factory)``."""
 
@@ -560,8 +668,13 @@ class Exporter(Protocol):
         opset: int,
         runtimes: Sequence[Runtime],
         seed: int = 0,
+        precisions: Sequence[ReducedPrecision] = (),
+        score: Score | None = None,
     ) -> Report:
-        """Publishes a proven bundle at ``destination``, or raises ``ExportRefused`` and leaves it untouched."""
+        """Publishes a proven bundle at ``destination``, or raises ``ExportRefused`` and leaves it untouched.
+
+        ``precisions``: in which the graphs are wanted beside fp32; ``score`` then measures the test loss.
+        """
         ...
 
     def prove(self, graph: Graph, file: Path, *, runtimes: Sequence[Runtime] = (), seed: int = 0) -> Report:

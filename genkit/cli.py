@@ -23,7 +23,7 @@ from rich.table import Table
 from genkit.errors import GenkitError, InvalidOption, PluginWarning, VerificationFailed
 
 if TYPE_CHECKING:
-    from genkit.bundle import Report
+    from genkit.bundle import Manifest, Report
     from genkit.plugins import Plugins
 
 app = typer.Typer(
@@ -383,24 +383,29 @@ def export(
     out: Annotated[Path | None, typer.Option(metavar="BUNDLE", help="Default: RUN/bundle.")] = None,
     format_: Annotated[str, typer.Option("--format", help="An exporter of `genkit components`.")] = "onnx",
     opset: Annotated[int, typer.Option(help="The ONNX operator set, 18 or newer.")] = 18,
-    precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8", help="Of the graphs.")] = "fp32",
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(metavar="fp32|fp16|int8", help="Graphs in that precision as well; once or more. fp32 always is."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the inputs of the proof.")] = 0,
     data_dir: DataDir = None,
 ) -> None:
     """Write a bundle of graphs that are proven to match, or nothing."""
     from genkit import session
-    from genkit.bundle import Bundle
+    from genkit.bundle import REDUCED, Bundle
     from genkit.loading import sampling_chain
 
-    if precision not in ("fp32", "fp16", "int8"):
-        raise InvalidOption(f"--precision {precision}: it is one of fp32, fp16, int8")
-    if precision != "fp32":
-        raise InvalidOption(f"--precision {precision}: this version exports fp32 alone; leave the option out")
+    wanted = dict.fromkeys(precision or [])
+    for name in wanted:
+        if name not in ("fp32", *REDUCED):
+            raise InvalidOption(f"--precision {name}: it is one of fp32, {', '.join(REDUCED)}")
     plugins = _plugins()
     loaded = session.load(run, plugins.registry, checkpoint, "cpu", data_dir)
     target = out or run / "bundle"
-    report = session.export(loaded, plugins, target, format_=format_, opset=opset, seed=seed)
+    precisions = [name for name in REDUCED if name in wanted]
+    report = session.export(loaded, plugins, target, format_=format_, opset=opset, seed=seed, precisions=precisions)
     _print_report(report)
+    _print_reduced(Bundle.open(target).manifest, precisions)
     _say(f"Exported {target}")
     _say(f"Next:\n  genkit verify {target}")
     with contextlib.suppress(GenkitError):  # a prior that only the run can draw from
@@ -434,6 +439,30 @@ def verify(
         )
     if not as_json:
         _say(f"{bundle} is verified")
+
+
+def _print_reduced(manifest: Manifest, precisions: Sequence[str]) -> None:
+    """What each reduced graph saves and what it costs: a line for each of its outputs."""
+    if not precisions:
+        return
+    rows, remarks = [], []
+    for graph in manifest.reduced:
+        size, loss = f"{graph.size / 1e6:.3g} of {graph.fp32_size / 1e6:.3g} MB", "-"
+        if graph.loss is None:
+            remarks.append(f"{graph.name} has no test loss: {graph.no_loss}")
+        else:
+            loss = f"{graph.loss.change:+.2g} ({100 * graph.loss.change / abs(graph.loss.fp32):+.2g} %)"
+        for name, output in graph.outputs.items():
+            found = output.measured
+            error = f"{found.rms:.2g}" if found.agreement is None else f"{found.agreement:.2%} agree"
+            psnr = "" if found.psnr is None else f"{found.psnr:.1f} dB"
+            rows.append([graph.name, graph.precision, size, name, error, psnr, loss])
+            size = loss = ""
+    _table(["reduced graph", "precision", "size", "output", "rms error", "PSNR", "test loss"], rows)
+    reduced = tuple(f"_{precision}" for precision in precisions)
+    remarks += [f"no {absent.name}: {absent.reason}" for absent in manifest.absent if absent.name.endswith(reduced)]
+    for remark in remarks:
+        _say(remark)
 
 
 def _print_report(report: Report) -> None:

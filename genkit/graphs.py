@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, Gumbel, Independent, Laplace, Normal, Uniform
 
-from genkit.data import UNIT, from_unit, length, scale, take, to_unit
+from genkit.data import UNIT, from_unit, length, take, to_unit
 from genkit.errors import GenkitError
-from genkit.inference import asking, device_of
-from genkit.interfaces import Decoder, Encoder, unvalidated
+from genkit.inference import asking, device_of, to_batch
+from genkit.interfaces import Batch, Decoder, Encoder, unvalidated
 from genkit.latent import LatentModel, draw
 from genkit.random import seeded
 from genkit.task import Data, Graph, Input, NoGraph
+
+if TYPE_CHECKING:
+    from genkit.bundle import Function
 
 _DRAWN_BY_NUMPY: Mapping[type, tuple[str, tuple[str, str]]] = {
     Normal: ("normal", ("loc", "scale")),
@@ -79,6 +83,38 @@ class LocationScaleGraph(nn.Module):
         return (base.loc + base.scale * noise,)
 
 
+class _Draws:
+    """What the graphs of a trained model are given in use.
+
+    It is of the training set, because a test loss must not be measured on what a graph was calibrated on.
+    """
+
+    def __init__(self, model: LatentModel, data: Data) -> None:
+        self.model, self.data = model, data
+
+    def observations(self, n: int, generator: Generator) -> Tensor:
+        with asking(self.model, _seed(generator)):
+            return to_unit(self._batch(n).x, self.model.spec.value_range)
+
+    def latents(self, n: int, generator: Generator) -> Tensor:
+        model, classes = self.model, self.model.spec.classes
+        with asking(model, _seed(generator)):
+            labels = torch.randint(classes, (n,)) if classes else None
+            return draw(model.prior_given(labels), 1, n)[0]
+
+    def latents_in_use(self, n: int, generator: Generator) -> Tensor:
+        """Draws of the prior, and every other one of a posterior: what is sampled, and what is reconstructed."""
+        z = self.latents(n, generator).clone()
+        if self.model.encoder is not None and n > 1:
+            with asking(self.model, _seed(generator)):
+                z[1::2] = draw(self.model.posterior(*self._batch(n // 2)), 1, n // 2)[0]
+        return z
+
+    def _batch(self, n: int) -> Batch:
+        x, labels = take(self.data.train, torch.randint(length(self.data.train), (n,)))
+        return to_batch(self.model, x, labels)
+
+
 def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
     """The encoder, the decoder, a learned prior, and whatever the components offer under other names or in their place.
 
@@ -87,17 +123,7 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
     spec, bounds = model.spec, model.spec.value_range
     unit = {} if bounds is None else {"x": UNIT}
     layouts = {"x": "NCHW"} if len(spec.event_shape) == 3 else {}
-
-    def observations(n: int, generator: Generator) -> Tensor:
-        indices = torch.randint(length(data.test), (n,), generator=generator)
-        with asking(model, _seed(generator)):
-            x, _ = take(data.test, indices)
-        return to_unit(scale(x, bounds), bounds)
-
-    def latents(n: int, generator: Generator) -> Tensor:
-        with asking(model, _seed(generator)):
-            labels = torch.randint(spec.classes, (n,)) if spec.classes else None
-            return draw(model.prior_given(labels), 1, n)[0]
+    draws = _Draws(model, data)
 
     def graph(name: str, module: nn.Module, inputs: dict[str, Input], outputs: tuple[str, ...]) -> Graph:
         if spec.classes and _uses_label(module, inputs, spec.classes):
@@ -110,10 +136,12 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
     if model.encoder is None:
         offered["encoder"] = NoGraph("encoder", "the model has no encoder")
     else:
-        x = Input(spec.event_shape, torch.float32, observations)
+        x = Input(spec.event_shape, torch.float32, draws.observations)
         offered["encoder"] = graph("encoder", EncoderGraph(model.encoder, bounds), {"x": x}, model.encoder.outputs)
     described = describe_prior(model)
-    z = Input(spec.latent_shape, latents(1, torch.Generator()).dtype, latents, described)
+    z = Input(
+        spec.latent_shape, draws.latents(1, torch.Generator()).dtype, draws.latents, described, draws.latents_in_use
+    )
     outputs = ("x", *(name for name in model.decoder.outputs if name != "x"))
     offered["decoder"] = graph("decoder", DecoderGraph(model.decoder, bounds), {"z": z}, outputs)
     if model.prior.noise():
@@ -175,6 +203,58 @@ def _uses_label(module: nn.Module, inputs: Mapping[str, Input], classes: int) ->
             return True
         pairs = zip(module(*rows, labels), module(*rows, labels.roll(1)), strict=True)
         return any(not torch.equal(one, other) for one, other in pairs)
+
+
+@contextmanager
+def replaced(model: LatentModel, graphs: Mapping[str, tuple[Graph, Function]]) -> Iterator[None]:
+    """Inside the block the model computes by graphs, as some runtime runs them, in the place of its own modules.
+
+    Raises:
+        GenkitError: for a graph that does not compute what a module of the model does, or a loss that needs gradients.
+    """
+    with ExitStack() as stack:
+        for name, (graph, function) in graphs.items():
+            if isinstance(graph.module, EncoderGraph):
+                inner: Encoder | Decoder = graph.module.encoder
+            elif isinstance(graph.module, DecoderGraph):
+                inner = graph.module.decoder
+            else:
+                raise GenkitError(f"the loss does not run the graph {name!r}")
+            stack.enter_context(_forwarding(inner, _as_forward(graph, function, inner.outputs, model.spec.value_range)))
+        try:
+            yield
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise GenkitError("the loss differentiates the model, and a graph has no gradients") from error
+
+
+@contextmanager
+def _forwarding(module: nn.Module, forward: Callable[..., tuple[Tensor, ...]]) -> Iterator[None]:
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+
+
+def _as_forward(
+    graph: Graph, function: Function, outputs: Sequence[str], value_range: tuple[float, float] | None
+) -> Callable[..., tuple[Tensor, ...]]:
+    """``Encoder.forward`` or ``Decoder.forward``, by the graph of it: back from [0, 1] to the range inside."""
+    encodes = isinstance(graph.module, EncoderGraph)
+
+    def forward(value: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        given = {"x": to_unit(value, value_range)} if encodes else {"z": value}
+        if condition is not None and "condition" in graph.inputs:
+            given["condition"] = condition
+        arrays = function({name: tensor.numpy(force=True) for name, tensor in given.items()})
+        found = {name: torch.from_numpy(array).to(value.device) for name, array in arrays.items()}
+        if not encodes:
+            found["x"] = from_unit(found["x"], value_range)
+        return tuple(found[name] for name in outputs)
+
+    return forward
 
 
 def describe_prior(model: LatentModel) -> dict[str, Any] | None:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from genkit.assemble import Composition, assemble, resolve
-from genkit.errors import InvalidOption, InvalidRun
-from genkit.graphs import describe_prior
+from genkit.data import length, take
+from genkit.errors import GenkitError, InvalidOption, InvalidRun
+from genkit.graphs import describe_prior, replaced
 from genkit.inference import ACTIVE, asking, log_likelihood, posterior_means, squared_errors, variance_of_means
 from genkit.interfaces import Batch
 from genkit.latent import LatentModel
@@ -27,20 +29,22 @@ from genkit.random import seeded
 from genkit.recipe import Recipe
 from genkit.registry import Registry
 from genkit.run import Checkpoint, Run, read_recipe
-from genkit.task import Task
-from genkit.training.batches import batches_of, for_measurement
+from genkit.task import Graph, Task
+from genkit.training.batches import Batches, batches_of, for_measurement
 from genkit.training.device import arithmetic, choose_device, describe_device
 from genkit.training.loop import Trainer, measure
 from genkit.training.step import checked_turns
 
 if TYPE_CHECKING:
-    from genkit.bundle import Report
+    from genkit.bundle import Function, ReducedPrecision, Report
 
 
 T = TypeVar("T")
 
 _SAMPLES_OF_A_MEAN = 32
 """Of a posterior whose mean has no formula."""
+_OBSERVATIONS_OF_A_LOSS = 2000
+"""Of the test set, for the test loss of an exported graph. What is compared has the same observations and noise."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,16 @@ def _missing(reason: str) -> dict[str, Any]:
     return {"value": None, "reason": reason}
 
 
-def export(loaded: Loaded, plugins: Plugins, target: Path, *, format_: str, opset: int, seed: int) -> Report:
+def export(
+    loaded: Loaded,
+    plugins: Plugins,
+    target: Path,
+    *,
+    format_: str,
+    opset: int,
+    seed: int,
+    precisions: Sequence[ReducedPrecision] = (),
+) -> Report:
     """Publishes a proven bundle at ``target``, or raises ``ExportRefused`` and leaves it as it was."""
     exporter = plugins.registry.get("exporter", format_).load()()
     runtime = plugins.registry.get("runtime", "onnxruntime").load()()
@@ -245,9 +258,43 @@ def export(loaded: Loaded, plugins: Plugins, target: Path, *, format_: str, opse
             "versions": _versions("genkit-torch", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
         }
         report: Report = exporter.export(
-            loaded.task.graphs(), target, about=about, opset=opset, runtimes=[runtime], seed=seed
+            loaded.task.graphs(),
+            target,
+            about=about,
+            opset=opset,
+            runtimes=[runtime],
+            seed=seed,
+            precisions=precisions,
+            score=_ExportedLoss(loaded, seed),
         )
     return report
+
+
+class _ExportedLoss:
+    """The test loss of a model with exported graphs in the place of its encoder or decoder."""
+
+    def __init__(self, loaded: Loaded, seed: int) -> None:
+        self.loaded, self.seed = loaded, seed
+        self.observations = min(_OBSERVATIONS_OF_A_LOSS, length(loaded.task.data.test))
+
+    def __call__(self, functions: Mapping[str, Function]) -> float:
+        """The loss over the same observations, with the same noise, whatever ``functions`` are."""
+        task, options = self.loaded.task, self.loaded.recipe.training
+        turns = checked_turns(task.turns())
+        if len(turns) > 1:
+            raise GenkitError(f"the model has several losses: {', '.join(turn.name for turn in turns)}")
+        graphs = {graph.name: graph for graph in task.graphs() if isinstance(graph, Graph)}
+        with replaced(self.loaded.model, {name: (graphs[name], run) for name, run in functions.items()}):
+            terms = measure(task, turns, self._batches(task, options.batch_size), self.loaded.device, self.seed)
+        return terms["loss"]
+
+    def _batches(self, task: Task, batch_size: int) -> Batches:
+        """Test observations from all over the set, in memory."""
+        size = length(task.data.test)
+        with seeded(self.seed):
+            chosen = take(task.data.test, [i * size // self.observations for i in range(self.observations)])
+        subset = TensorDataset(*(part for part in chosen if part is not None))
+        return batches_of(task.data, subset, batch_size, task.value_range, None, self.loaded.device, 0)
 
 
 def environment(

@@ -65,12 +65,15 @@ class Input:
         distribution: how those who deploy the graph draw it with numpy, or None where numpy cannot:
             ``{"kind": "normal", "parameters": [0.0, 1.0]}`` is ``numpy.random.Generator.normal(0.0, 1.0, size)``;
             the kinds are ``genkit.DRAWN``.
+        calibration: as ``draw``, of all that the graph is given in use, where that is more than ``draw`` gives: a
+            decoder's latents are those of posteriors as well. For reduced precision.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     draw: Callable[[int, Generator], Tensor]
     distribution: Mapping[str, Any] | None = None
+    calibration: Callable[[int, Generator], Tensor] | None = None
 
 
 @dataclass(frozen=True)

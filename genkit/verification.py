@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from genkit.bundle import MANIFEST, Bundle, Check, Report
 from genkit.errors import GenkitError, InvalidOption, PluginWarning, error_of
+from genkit.plugins import load_plugins
 
 SECONDS = 600.0
 """How long a bundle may take, unless it is said otherwise."""
@@ -61,14 +62,15 @@ def verify(
     """
     if seconds <= 0:
         raise InvalidOption(f"seconds = {seconds}: a time limit is above 0")
+    registry = load_plugins(disabled).registry
+    for name in runtimes:
+        registry.get("runtime", name)
     bundle = Bundle.open(Path(path))
     if not bundle.whole:  # nothing that it says can be relied on, not even which files to look at
         return Report((Check("", "files", False, f"{MANIFEST}: changed after it was written"),))
     request = {"path": str(bundle.path.resolve()), "runtimes": list(runtimes), "disabled": list(disabled)}
     with _turn:
         answer = _child.ask(request, seconds)
-    for message in answer.get("warnings", ()):
-        warnings.warn(message, PluginWarning, stacklevel=2)
     if "error" in answer:
         raise error_of(answer["error"], answer["message"])
     return Report(tuple(Check(**check) for check in answer["checks"]))
@@ -168,16 +170,13 @@ def serve() -> None:
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # native code prints what it likes
         for line in sys.stdin:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", PluginWarning)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PluginWarning)  # whoever asks has been told
                 answer = _answer(**json.loads(line))
-            said = [str(w.message) for w in caught if issubclass(w.category, PluginWarning)]
-            print(json.dumps({**answer, "warnings": said}), file=answers, flush=True)
+            print(json.dumps(answer), file=answers, flush=True)
 
 
 def _answer(path: str, runtimes: Sequence[str], disabled: Sequence[str]) -> dict[str, Any]:
-    from genkit.plugins import load_plugins
-
     try:
         bundle = Bundle.open(Path(path))
         registry = load_plugins(disabled).registry

@@ -168,7 +168,6 @@ def test_a_damaged_checkpoint_cannot_be_resumed(here: Genkit, mnist_run: Path, t
         (["sample", "RUN", "--out", "x.txt"], 2, ["'.txt'", ".png"]),
         (["sample", "RUN", "-n", "0"], 2, ["-n"]),
         (["sample", "nowhere"], 2, ["nowhere is not a run"]),
-        (["export", "RUN", "--precision", "fp16"], 2, ["--precision fp16", "fp32 alone"]),
         (["export", "RUN", "--precision", "fp64"], 2, ["--precision fp64", "fp32, fp16, int8"]),
         (["export", "RUN", "--format", "onx"], 2, ["did you mean 'onnx'?"]),
         (["export", "RUN", "--opset", "7", "--out", "OUT"], 2, ["7", "18"]),

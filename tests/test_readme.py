@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from conftest import command, environment_with
 from helpers import Genkit, picture_size
 
 from benchmarks.models import kept, pages
-from genkit import load_plugins
+from genkit import DEPLOYMENT, load_plugins
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,8 +44,16 @@ def test_the_commands_and_the_decoder_snippet_work_as_printed(
     _run_all(genkit, [c for c in _commands() if "sharp" not in str(c) and c != ["plugins"]], monkeypatch, tmp_path)
     assert picture_size(tmp_path / "runs" / "first" / "samples.png")[0] >= 200
     assert (tmp_path / "runs/again/recipe.yaml").read_text() == (tmp_path / "runs/wide/recipe.yaml").read_text()
-    (tmp_path / "decode.py").write_text(_blocks("python")[1])
-    assert runpy.run_path(str(tmp_path / "decode.py"))["x"].shape == (16, 1, 28, 28)
+    decode, load, prove = _blocks("python")[1:]
+    (tmp_path / "snippet.py").write_text(decode)
+    assert runpy.run_path(str(tmp_path / "snippet.py"))["x"].shape == (16, 1, 28, 28)
+    (tmp_path / "snippet.py").write_text(load)
+    assert runpy.run_path(str(tmp_path / "snippet.py"))["mean"].shape == (16, 20)
+    (tmp_path / "snippet.py").write_text(prove)
+    done = subprocess.run([sys.executable, "snippet.py"], capture_output=True, text=True, check=True)
+    assert "ok     decoder: graph proof: " in done.stdout
+    assert "FAILED" not in done.stdout
+    assert f"```console\n{DEPLOYMENT}\n```" in README
 
 
 def test_the_plugin_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

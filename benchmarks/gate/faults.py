@@ -16,7 +16,7 @@ Plant = TypeVar("Plant", bound=Callable[..., object])
 Says = dict[str, str]
 """By subject of a check, words of the detail with which it has to fail."""
 
-NUMBERS: Says = {"graph proof": "times PyTorch's own at batch"}
+NUMBERS: Says = {"graph proof": "PyTorch's own"}
 WEIGHTS: Says = {"weights": "does not have the bits of the checkpoint"}
 ROWS: Says = {"onnxruntime": "rows alone against rows in a batch"}
 

@@ -106,7 +106,7 @@ def barely_coupled_rows(h: Tensor) -> Tensor:
     return h - 1e-6 * h.mean(0)
 
 
-@module({"translation": ""})
+@module({"translation": "data-dependent"})
 def branch_on_values(h: Tensor) -> Tensor:
     """An if that depends on numbers, and is never taken."""
     return 2 * h if h.isnan().any() else h
@@ -229,7 +229,7 @@ class _Frozen(nn.Module):
         return (z + torch.randn(LATENT, generator=generator, dtype=z.dtype),)
 
 
-@fault("module", says={"translation": ""})
+@fault("module", says={"translation": "randn"})
 @contextmanager
 def noise_with_a_seed_of_its_own(seed: int) -> Iterator[Graphs]:
     """The same noise in each call, but not the same in float32 and in float64."""

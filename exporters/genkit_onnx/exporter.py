@@ -13,6 +13,7 @@ import onnx
 
 import genkit
 from genkit_onnx.accuracy import rounding_errors
+from genkit_onnx.precision_proof import examine_reduced, in_the_place_of
 from genkit_onnx.proof import examine
 from genkit_onnx.protobuf import initializers
 from genkit_onnx.readme import readme
@@ -46,6 +47,8 @@ class OnnxExporter:
         opset: int,
         runtimes: Sequence[genkit.Runtime],
         seed: int = 0,
+        precisions: Sequence[genkit.ReducedPrecision] = (),
+        score: genkit.Score | None = None,
     ) -> genkit.Report:
         """Publishes a proven bundle at ``destination``, in the place of one that is there.
 
@@ -56,6 +59,9 @@ class OnnxExporter:
             opset: of ONNX, which the files must then have.
             runtimes: on which every graph is proven; onnxruntime where none is given.
             seed: of the inputs of the proof.
+            precisions: in which the graphs are wanted as well. One that cannot be had in a precision is among the
+                absent ones of the manifest, with the reason.
+            score: measures the test loss with reduced graphs; None: nobody can say.
 
         Raises:
             ExportRefused: where any check fails. The destination is as it was, and the report lies beside it.
@@ -69,7 +75,10 @@ class OnnxExporter:
         destination = destination.resolve()  # `.` has no name to put another one beside
         rejected = destination.with_name(f"{destination.name}.rejected.json")
         with genkit.stage(destination) as staging:
-            checks = self._build(graphs, staging, about, opset, runtimes or _default_runtimes(), seed)
+            proven_on = runtimes or _default_runtimes()
+            checks = self._build(
+                graphs, staging, about, opset, proven_on, seed, tuple(dict.fromkeys(precisions)), score
+            )
             report = genkit.Report(tuple(checks))
             if not report.ok:
                 raise genkit.ExportRefused(_refusal(report, _keep(report, rejected)))
@@ -106,6 +115,8 @@ class OnnxExporter:
         opset: int,
         runtimes: Sequence[genkit.Runtime],
         seed: int,
+        precisions: Sequence[genkit.ReducedPrecision],
+        score: genkit.Score | None,
     ) -> Iterator[genkit.Check]:
         """Fills the staging directory and proves what is in it. Ends early where there is nothing to prove."""
         offered = [graph for graph in graphs if isinstance(graph, genkit.Graph)]
@@ -117,7 +128,8 @@ class OnnxExporter:
             yield genkit.Check("", "graphs", False, f"the model offers no graph ({reasons})")
             return
         names = [graph.name for graph in offered]
-        unfit = [name for name in names if names.count(name) > 1 or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name)]
+        names += [f"{name}_{precision}" for name in names for precision in precisions]
+        unfit = [name for name in names if names.count(name) > 1 or not re.fullmatch(r"[A-Za-z0-9_-]{1,105}", name)]
         if unfit:
             detail = f"{', '.join(unfit)}: names have to differ, and to be of letters, digits, _ and -"
             yield genkit.Check("", "graphs", False, detail)
@@ -133,6 +145,12 @@ class OnnxExporter:
         if len(bundled) < len(offered):
             return
         manifest = genkit.Manifest(format="onnx", graphs=tuple(bundled), absent=tuple(absent), **about)
+        if precisions:
+            from genkit_onnx.reducing import Reducer
+
+            full = genkit.Bundle(staging, manifest, whole=True)
+            reducer = Reducer(full, runtimes[0], seed, score, self.inline_limit)
+            manifest = yield from reducer.reduce_all(offered, precisions)
         (staging / "README.md").write_text(readme(manifest), encoding="utf-8")
         genkit.seal(staging, manifest)
         yield from _verify(genkit.Bundle.open(staging), runtimes, rows=None)
@@ -223,14 +241,26 @@ def _verify(bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime], *, rows: 
         return
     if not bundle.manifest.graphs:
         yield genkit.Check("", "graphs", False, "the bundle holds no graph")
+    about = bundle.manifest.about
     for graph in bundle.manifest.graphs:
         try:
             file, cases = bundle.file(graph.file), bundle.cases(graph)
         except genkit.VerificationFailed as error:
             yield genkit.Check(graph.name, "golden vectors", False, str(error))
         else:
-            promised = notes(graph, bundle.manifest.about)
-            yield from examine(graph, file, cases, runtimes, promised=promised, rows=rows)
+            yield from examine(graph, file, cases, runtimes, promised=notes(graph, about), rows=rows)
+    for reduced in bundle.manifest.reduced:
+        found = next((graph for graph in bundle.manifest.graphs if graph.name == reduced.of), None)
+        if found is None:
+            yield genkit.Check(reduced.name, "structure", False, f"there is no {reduced.of!r}, that it stands for")
+            continue
+        try:
+            files, cases = (bundle.file(reduced.file), bundle.file(found.file)), bundle.cases(found)
+        except genkit.VerificationFailed as error:
+            yield genkit.Check(reduced.name, "golden vectors", False, str(error))
+        else:
+            said = notes(in_the_place_of(found, reduced), about, reduced.precision, reduced.ranges)
+            yield from examine_reduced(reduced, found, files, cases, runtimes, promised=said)
     yield from bundle.check_files()  # once more, so that they are still what was proven
 
 

@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import ModelProto
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 import genkit
 from genkit_onnx.accuracy import (
@@ -32,6 +30,7 @@ from genkit_onnx.accuracy import (
     worst_by_size,
     wrong_codes,
 )
+from genkit_onnx.evaluator import reference_evaluator
 from genkit_onnx.probes import inert, probes
 from genkit_onnx.protobuf import initializers, nodes, widened
 from genkit_onnx.structure import Notes, check_structure, complaint, misplaced, one_line
@@ -43,7 +42,7 @@ _CARELESS |= {"Softplus", "Swish", "Tanh"}
 """Operators that runtimes approximate; named where a runtime's error is large and still correct."""
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """Answers that cannot be compared; the message says why."""
 
 
@@ -67,31 +66,44 @@ def examine(
         rows: the largest case for the graph proof, which is slow for convolutions; None: all of them.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
-        moved = Path(elsewhere) / file.name  # under any other name, the data file could take its place
         try:
-            shutil.copyfile(file, moved)
-            if graph.data is not None:
-                shutil.copyfile(file.with_name(graph.data), moved.with_name(graph.data))
-            model = onnx.load(moved, format="protobuf", load_external_data=False)
-            outside = list(misplaced(graph, model, moved.parent))
-        except Exception as error:  # protobuf has classes of its own
-            yield genkit.Check(graph.name, "structure", False, f"{graph.file} cannot be read: {one_line(error)}")
+            moved, model = open_elsewhere(graph, file, Path(elsewhere))
+        except Unusable as error:
+            yield genkit.Check(graph.name, "structure", False, str(error))
             return
-        if outside:
-            yield from (genkit.Check(graph.name, "structure", False, problem) for problem in outside)
-            return
-        yield from _guarded(graph, "structure", check_structure(graph, model, promised))
-        yield from _guarded(graph, "golden vectors", _check_vectors(graph, cases))
-        yield from _guarded(graph, "graph proof", _graph_proof(graph, model, moved.parent, cases, rows))
+        yield from guarded(graph, "structure", check_structure(graph, model, promised))
+        yield from guarded(graph, "golden vectors", _check_vectors(graph, cases))
+        yield from guarded(graph, "graph proof", _graph_proof(graph, model, moved.parent, cases, rows))
         if complaint(model) is None:  # native code is not to be trusted with what the checker rejects
             for runtime in runtimes:
-                yield from _guarded(graph, runtime.name, _runtime_proof(graph, model, moved, cases, runtime))
+                yield from guarded(graph, runtime.name, _runtime_proof(graph, model, moved, cases, runtime))
 
 
-def _guarded(graph: genkit.BundledGraph, subject: str, checks: Iterator[genkit.Check]) -> Iterator[genkit.Check]:
+def open_elsewhere(graph: genkit.BundledGraph, file: Path, folder: Path) -> tuple[Path, ModelProto]:
+    """A copy in an empty folder, and what is in it; its weights are where any reader may follow them.
+
+    Raises:
+        Unusable: for a file that cannot be read, or is not whole by itself.
+    """
+    moved = folder / file.name  # under any other name, the data file could take its place
+    try:
+        shutil.copyfile(file, moved)
+        if graph.data is not None:
+            shutil.copyfile(file.with_name(graph.data), moved.with_name(graph.data))
+        model = onnx.load(moved, format="protobuf", load_external_data=False)
+        outside = next(misplaced(graph, model, folder), None)
+    except Exception as error:  # protobuf has classes of its own
+        raise Unusable(f"{graph.file} cannot be read: {one_line(error)}") from error
+    if outside:
+        raise Unusable(outside)
+    return moved, model
+
+
+def guarded(graph: genkit.BundledGraph, subject: str, checks: Iterator[genkit.Check]) -> Iterator[genkit.Check]:
+    """The checks; one that cannot be carried out counts as failed."""
     try:
         yield from checks
-    except _Unusable as error:
+    except Unusable as error:
         yield genkit.Check(graph.name, subject, False, str(error))
     except Exception as error:  # a damaged file can make any reader raise anything: whatever it is, the answer is no
         yield genkit.Check(graph.name, subject, False, f"cannot be checked, {type(error).__name__}: {one_line(error)}")
@@ -123,27 +135,14 @@ def _agree(one: genkit.Errors, other: genkit.Errors) -> bool:
     return isclose(one.rms, other.rms, rel_tol=1e-6) and isclose(one.max, other.max, rel_tol=1e-6)
 
 
-class GatherElements(OpRun):
-    """In the place of onnx's own, which up to 1.23 fails for a negative axis and for 33 elements and more along it."""
-
-    op_domain = ""
-
-    def _run(self, data: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
-        along = (axis or 0) % data.ndim
-        rows = tuple(
-            slice(None if d == along else n) for d, n in enumerate(indices.shape)
-        )  # there may be fewer indices
-        return (np.take_along_axis(data[rows], indices, along),)
-
-
 def _graph_proof(
     graph: genkit.BundledGraph, model: ModelProto, folder: Path, cases: Sequence[genkit.Case], rows: int | None
 ) -> Iterator[genkit.Check]:
     try:
         weights = _wide(initializers(model, folder))
-        evaluator = ReferenceEvaluator(widened(model), new_ops=[GatherElements])
+        evaluator = reference_evaluator(widened(model))
     except Exception as error:  # an operator that onnx cannot evaluate, or a model that makes no sense
-        raise _Unusable(f"onnx cannot evaluate the graph: {one_line(error)}") from error
+        raise Unusable(f"onnx cannot evaluate the graph: {one_line(error)}") from error
 
     def function(inputs: genkit.Arrays) -> Mapping[str, Array]:
         with np.errstate(all="ignore"), warnings.catch_warnings():
@@ -151,7 +150,7 @@ def _graph_proof(
             return dict(zip(evaluator.output_names, evaluator.run(None, weights | _wide(inputs)), strict=True))
 
     small = [case for case in cases if rows is None or case.rows <= rows] or cases
-    answers = [_answer(function, case.inputs, case.references) for case in small]
+    answers = [ask(function, case.inputs, case.references) for case in small]
     yield from _accuracy(graph, "graph proof", small, answers, GRAPH)
     yield from _reaction(graph, function, cases)
 
@@ -166,12 +165,12 @@ def _runtime_proof(
     try:
         function = runtime.load(file)
     except Exception as error:  # each runtime has classes of its own
-        raise _Unusable(f"{runtime.version} cannot open the graph: {one_line(error)}") from error
+        raise Unusable(f"{runtime.version} cannot open the graph: {one_line(error)}") from error
     limits = runtime_limits(graph.reduction)
-    answers = [_answer(function, case.inputs, case.outputs) for case in cases]
+    answers = [ask(function, case.inputs, case.outputs) for case in cases]
     yield from _accuracy(graph, runtime.name, cases, answers, limits, suspects=_suspects(model))
 
-    again = [_answer(function, case.inputs, case.outputs) for case in cases]
+    again = [ask(function, case.inputs, case.outputs) for case in cases]
     pairs = [(first, second, name) for first, second in zip(answers, again, strict=True) for name in first]
     changed = sorted({name for first, second, name in pairs if first[name].tobytes() != second[name].tobytes()})
     what = f"{', '.join(changed)}: a second call gives other bits" if changed else "a second call gives the same bits"
@@ -180,19 +179,19 @@ def _runtime_proof(
     yield from _rows_alone(graph, runtime.name, function, cases, answers, limits.times(2))
 
 
-def _answer(function: Function, inputs: genkit.Arrays, like: genkit.Arrays) -> Mapping[str, Array]:
+def ask(function: Function, inputs: genkit.Arrays, like: genkit.Arrays) -> Mapping[str, Array]:
     """One call. Its outputs must have the names, order, dtypes and shapes of ``like``, but for the number of rows."""
     rows = len(next(iter(inputs.values())))
     try:
         found = {name: np.array(array) for name, array in function(inputs).items()}  # runtimes may reuse a buffer
     except Exception as error:
-        raise _Unusable(f"fails at batch {rows}: {one_line(error)}") from error
+        raise Unusable(f"fails at batch {rows}: {one_line(error)}") from error
     if list(found) != list(like):
-        raise _Unusable(f"gives {', '.join(found) or 'nothing'} at batch {rows}, expected {', '.join(like)}")
+        raise Unusable(f"gives {', '.join(found) or 'nothing'} at batch {rows}, expected {', '.join(like)}")
     for name, array in found.items():
         shape, dtype = (rows, *like[name].shape[1:]), like[name].dtype
         if (array.shape, array.dtype) != (shape, dtype):
-            raise _Unusable(f"{name}: is {array.dtype} {array.shape} at batch {rows}, expected {dtype} {shape}")
+            raise Unusable(f"{name}: is {array.dtype} {array.shape} at batch {rows}, expected {dtype} {shape}")
     return found
 
 
@@ -220,7 +219,7 @@ def _accuracy(
                 excess, size = worst_by_size(found, cases, name)
                 if excess > 1:
                     ok = False
-                    detail = f"{name}: numbers up to {size:.2g} are off by {excess:.3g} times what they may be"
+                    detail = f"{name}: numbers up to {size:.2g} are off by {excess:.3g} times what PyTorch's own allow"
             if suspects and ok and deviation.rms >= REMARKABLE:
                 detail += f"; large for rounding, suspect {suspects}"
             yield genkit.Check(graph.name, subject, ok, detail, {"output": name, **measured})
@@ -245,7 +244,7 @@ def _rows_alone(
     alone = []
     for case in cases:
         single = [
-            _answer(function, {name: array[i : i + 1] for name, array in case.inputs.items()}, case.outputs)
+            ask(function, {name: array[i : i + 1] for name, array in case.inputs.items()}, case.outputs)
             for i in range(case.rows)
         ]
         alone.append({name: np.concatenate([row[name] for row in single]) for name in case.outputs})
@@ -270,7 +269,7 @@ def _reaction(graph: genkit.BundledGraph, function: Function, cases: Sequence[ge
     deaf = []
     for name, batch in probes(graph.inputs, cases).items():
         excused = graph.ignores.get(name, {})
-        for output, still in inert(lambda b: _answer(function, b, cases[0].references), batch).items():
+        for output, still in inert(lambda b: ask(function, b, cases[0].references), batch).items():
             deaf += [f"{output} does not react to {name}[{i}]" for i in sorted(still - set(excused.get(output, ())))]
     if deaf:
         more = f" (and {len(deaf) - 1} more)" if len(deaf) > 1 else ""

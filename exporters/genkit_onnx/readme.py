@@ -17,6 +17,7 @@ def readme(manifest: genkit.Manifest) -> str:
             *_interface(manifest),
             "",
             *_FILES,
+            *_reduced(manifest),
             "",
             _GENKIT.format(deployment=genkit.DEPLOYMENT, use="\n".join(_use(manifest))),
             recipes(manifest),
@@ -149,6 +150,18 @@ g++ -std=c++17 -O2 run.cpp -o run -I"$OV/include" "$OV"/libs/libopenvino.so.* -W
 ./run
 ```
 """
+
+
+def _reduced(manifest: genkit.Manifest) -> list[str]:
+    """Rows of the files: functions of the graphs, smaller and less exact."""
+    inputs = {graph.name: [value.name for value in graph.inputs] for graph in manifest.graphs}
+    rows = []
+    for graph in manifest.reduced:
+        ranges = {name: graph.ranges[name] for name in inputs[graph.of] if name in graph.ranges}
+        within = "".join(f", for `{name}` from {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items())
+        errors = "; ".join(f"`{name}`: {output.measured}" for name, output in graph.outputs.items())
+        rows.append(f"| `{graph.file}` | `{graph.of}.onnx` in {graph.precision}{within}; {errors} |")
+    return rows
 
 
 def _title(manifest: genkit.Manifest) -> str:

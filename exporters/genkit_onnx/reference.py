@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -27,6 +28,9 @@ _FACTORS = (4.0, 1.0, 2.0, 0.01, 0.0, None)
 """What row i, i + 6, ... of a floating input is multiplied by; None: a one-hot instead. The first batch is one row."""
 
 
+_RMS_NORM = ("input", "normalized_shape", "weight", "eps")
+"""The parameters of ``torch.rms_norm`` by position."""
+
 _ROUNDING = RUNTIME.max * U
 _TRIALS = 8
 """How far, relative to themselves, and how often weights and inputs are moved to find ties between codes."""
@@ -40,12 +44,16 @@ class _Float32Constants(TorchFunctionMode):
 
     ``x / 0.3081`` divides a float32 tensor by the float32 nearest to 0.3081, in PyTorch and in every exported graph: it
     is a parameter like any weight, and its rounding is no error of the graph. A wider constant in the reference would
-    make it one, and the only one where the rest of a graph is exact.
+    make it one, and the only one where the rest of a graph is exact. The same holds for the epsilon of an RMS norm,
+    which is that of its input's dtype unless it is given.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        named = dict(zip(_RMS_NORM, args, strict=False)) | dict(kwargs or {})
+        if func in (F.rms_norm, torch.rms_norm) and named.get("eps") is None:
+            return func(**{**named, "eps": torch.finfo(torch.float32).eps})
         return func(*map(_as_float32, args), **{key: _as_float32(value) for key, value in (kwargs or {}).items()})
 
 

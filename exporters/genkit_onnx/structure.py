@@ -22,13 +22,20 @@ COUPLING = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFl
 Notes = Mapping[str, str]
 
 
-def notes(graph: genkit.BundledGraph, about: Mapping[str, Any]) -> Notes:
+def notes(
+    graph: genkit.BundledGraph,
+    about: Mapping[str, Any],
+    precision: str = "fp32",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Notes:
     """What a published file says about itself, so that it still can be understood when it is alone."""
     recipe = about.get("recipe") or {}
     said = {
         "format_version": "1",
         "model": recipe.get("name", ""),
         "graph": graph.name,
+        "precision": precision,
+        "calibrated": {v.name: ranges[v.name] for v in graph.inputs if v.name in ranges} if ranges else None,
         "inputs": [value.model_dump(mode="json") for value in graph.inputs],
         "outputs": [value.model_dump(mode="json") for value in graph.outputs],
         "prior": about.get("prior"),

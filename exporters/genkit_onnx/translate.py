@@ -91,7 +91,7 @@ def translate(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:
     generator = torch.Generator().manual_seed(seed)
     example = tuple(value.draw(_EXAMPLE_ROWS, generator) for value in graph.inputs.values())
     try:
-        with genkit.unvalidated(), _silence(), torch.no_grad():
+        with genkit.unvalidated(), silence(), torch.no_grad():
             module = copy.deepcopy(graph.module).cpu().eval()
             program = torch.onnx.export(
                 module,
@@ -170,7 +170,7 @@ def _without_weights(node: onnx_ir.Node) -> bool | None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """The tracer prints, logs and warns about its own progress; what matters it raises."""
     level = logging.root.manager.disable
     output = io.StringIO()

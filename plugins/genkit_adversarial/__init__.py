@@ -41,7 +41,7 @@ def genkit_register(registry: genkit.Registry) -> None:
             encoder=genkit.Choice("deterministic_mlp", hidden=[400], activation="relu"),
             decoder=genkit.Choice("mlp", hidden=400),
             prior=genkit.Choice("standard_normal"),
-            loss=genkit.Choice("latent_adversarial", widths=[256, 256], adversarial_learning_rate=2e-4),
+            loss=genkit.Choice("latent_adversarial", weight=20.0, discriminator_learning_rate=5e-4),
             latent_shape=(8,),
             value_range=(-1.0, 1.0),
             training=genkit.TrainingOptions(
@@ -50,6 +50,7 @@ def genkit_register(registry: genkit.Registry) -> None:
                 optimizer="adam",
                 learning_rate=1e-3,
                 optimizer_options={"betas": [0.5, 0.999]},
+                schedule="cosine",
                 sample_every=10,
             ),
         )

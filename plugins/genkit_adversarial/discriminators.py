@@ -1,9 +1,9 @@
-"""The player that tells real from fake, and the two turns that are played against it."""
+"""The player that tells real from fake, its turn, and what it asks of the other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
@@ -81,25 +81,15 @@ def conv(shape: Sequence[int], widths: Widths) -> Discriminator:
 NETWORKS = {"mlp": mlp, "conv": conv}
 
 
-def game(
-    discriminator: Discriminator,
-    rule: Rule,
-    *,
-    real: Player,
-    fake: Player,
-    name: str,
-    parameters: Iterable[nn.Parameter],
-    learning_rates: tuple[float | None, float | None],
-) -> list[genkit.Turn]:
-    r"""The turn of the discriminator, which learns to tell ``real`` from ``fake``, then that of the maker of ``fake``.
+def telling_apart(
+    discriminator: Discriminator, rule: Rule, *, real: Player, fake: Player, learning_rate: float | None
+) -> genkit.Turn:
+    r"""The turn of the discriminator, which learns to tell ``real`` from ``fake``.
 
-    With D the probability of being real, they minimise :math:`-\log D(x) - \log(1 - D(x'))` and, because that keeps
-    its gradient where the discriminator is sure, :math:`-\log D(x')` instead of :math:`\log(1 - D(x'))`.
+    With D the probability of being real, it minimises :math:`-\log D(x) - \log(1 - D(x'))`.
 
     Args:
-        name: of the second turn.
-        parameters: what the second turn may move.
-        learning_rates: of the two turns; None: that of the training.
+        learning_rate: None: that of the training.
     """
 
     def judge(batch: genkit.Batch) -> genkit.Terms:
@@ -110,12 +100,15 @@ def game(
             rule.error(of_real, 1) + rule.error(of_fake, 0), real=rule.verdict(of_real), fake=rule.verdict(of_fake)
         )
 
-    def forge(batch: genkit.Batch) -> genkit.Terms:
-        score = discriminator(fake(batch))
-        return genkit.Terms(rule.error(score, 1), fake=rule.verdict(score))
+    override = {} if learning_rate is None else {"learning_rate": learning_rate}
+    return genkit.Turn("discriminator", judge, list(discriminator.parameters()), override)
 
-    overrides = [{} if rate is None else {"learning_rate": rate} for rate in learning_rates]
-    return [
-        genkit.Turn("discriminator", judge, list(discriminator.parameters()), overrides[0]),
-        genkit.Turn(name, forge, list(parameters), overrides[1]),
-    ]
+
+def deceiving(discriminator: Discriminator, rule: Rule, fake: Tensor) -> tuple[Tensor, Tensor]:
+    r"""What it costs the maker of ``fake`` ``(B, *shape)`` not to be believed, and the verdicts, ``(B,)`` each.
+
+    It is :math:`-\log D(x')` instead of :math:`\log(1 - D(x'))`, because that keeps its gradient where the
+    discriminator is sure.
+    """
+    score = discriminator(fake)
+    return rule.error(score, 1), rule.verdict(score)

@@ -9,10 +9,11 @@ from typing import Annotated, ClassVar
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional
 
 import genkit
+from genkit_vae.bernoulli import LogitBernoulli
 from genkit_vae.mlp import ACTIVATIONS, Activation, require_unit_range
 
 Size = tuple[int, int]
@@ -144,7 +145,7 @@ class BernoulliConvDecoder(genkit.Decoder):
     def likelihood(self, *params: Tensor) -> Distribution:
         """Independent pixels, white with the probability of the logit."""
         (logits,) = params
-        return Independent(Bernoulli(logits=logits), 3)
+        return Independent(LogitBernoulli(logits=logits), 3)
 
 
 class GaussianConvDecoder(genkit.Decoder):

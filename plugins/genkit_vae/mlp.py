@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 
 import genkit
+from genkit_vae.bernoulli import LogitBernoulli
 
 Activation = Literal["tanh", "relu", "elu", "silu"]
 """Names in ``ACTIVATIONS``."""
@@ -164,7 +165,7 @@ class BernoulliMLP(genkit.Decoder):
     def likelihood(self, *params: Tensor) -> Distribution:
         """Independent pixels, white with the probability of the logit."""
         (logits,) = params
-        return Independent(Bernoulli(logits=logits), len(self.event_shape))
+        return Independent(LogitBernoulli(logits=logits), len(self.event_shape))
 
 
 def require_labels(spec: genkit.Spec, option: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import genkit
 from benchmarks.faults import PAGE, kept, page
 from benchmarks.gate.bundle_faults import BUNDLE_FAULTS
 from benchmarks.gate.checkers import Checker, torch_verify, tutorial
@@ -55,6 +56,16 @@ def test_a_fault_in_a_module_is_refused_for_its_reason(trial: Trial, fault: Faul
     report = trial.module(fault)
     assert fault.named_by(report), report.failures
     assert not (trial.folder / "refused").exists()
+
+
+def test_a_refusal_for_another_reason_does_not_name_the_fault() -> None:
+    fault = next(fault for fault in GRAPH_FAULTS if fault.name == "clipped latent")
+    right = genkit.Check("g", "graph proof", False, "x: rms error 9 times PyTorch's own at batch 64, limit 0.5")
+    passed = genkit.Check("g", "graph proof", True, right.detail)
+    other = genkit.Check("g", "structure", False, "onnx's checker rejects the file")
+    assert fault.named_by(genkit.Report((right,)))
+    for checks in ((), (passed,), (other,), (right, other)):
+        assert not fault.named_by(genkit.Report(checks)), checks
 
 
 def test_there_are_as_many_faults_as_names() -> None:

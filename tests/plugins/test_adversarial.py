@@ -182,7 +182,6 @@ def test_the_generator_moves_towards_what_is_taken_for_real_and_the_discriminato
         (GAN, "generator", {"model.decoder"}),
         (AAE, "autoencoder", {"model.encoder", "model.decoder"}),
         (AAE, "discriminator", {"loss.discriminator"}),
-        (AAE, "encoder", {"model.encoder"}),
     ],
 )
 def test_a_turn_moves_its_own_player_and_no_other(
@@ -221,6 +220,23 @@ def test_a_generator_learns_where_the_data_lie_and_how_far_they_spread(
     drawn = sample(train(task, recipe, tmp_path / "run"), 2000)
     assert (drawn.mean(0) - MEAN).norm() < 0.4
     assert torch.all((drawn.std(0) / SCALE).log().abs() < 0.6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_adversarial_autoencoder_weighs_its_error_against_the_discriminators_disbelief(
+    registry: genkit.Registry, objective: str
+) -> None:
+    task = assemble(AAE.with_settings([f"loss.objective={objective}", "loss.weight=3"]), registry)
+    model, loss = task.module.model, task.module.loss
+    x = torch.randn(8, 2)
+    autoencoder, _ = task.turns()
+    terms = autoencoder(genkit.Batch(x))
+    z = model.encoder(x)[0]
+    error = (model.decoder(z)[0] - x).square().sum(1)
+    score = loss.discriminator(z)
+    disbelief = -functional.logsigmoid(score) if objective == "cross_entropy" else 0.5 * (score - 1) ** 2
+    assert torch.allclose(terms.objective, error + 3 * disbelief, atol=1e-5)
+    assert torch.allclose(terms.terms["reconstruction"], error, atol=1e-5)
 
 
 @pytest.mark.parametrize(("prior", "scale"), [("standard_normal", 1.0), ("uniform_noise", 3**-0.5)])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from genkit_vae.bernoulli import LogitBernoulli
 from genkit_vae.discrepancy import MaximumMeanDiscrepancy, squared_discrepancy
 from genkit_vae.hierarchical import Chain, HierarchicalBernoulliMLP, HierarchicalGaussianMLP, HierarchicalNormal
 from genkit_vae.losses import ImportanceWeighted, NegativeELBO
@@ -16,7 +17,7 @@ from genkit_vae.mlp import BernoulliMLP, DeterministicMLP, GaussianMLP
 from genkit_vae.total_correlation import TotalCorrelation
 from genkit_vae.vamp import VampPrior
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Laplace, MultivariateNormal, Normal
+from torch.distributions import Bernoulli, Distribution, Independent, Laplace, MultivariateNormal, Normal
 from torch.utils.data import TensorDataset
 
 import genkit
@@ -64,6 +65,28 @@ def total_correlation(observations: int, **options: Any) -> TotalCorrelation:
     loss = TotalCorrelation(SPEC, **options)
     loss.prepare(model_with(StandardNormal()), data_of(observations))
     return loss
+
+
+# the Bernoulli likelihood
+
+
+def test_the_density_of_pixels_and_its_derivatives_are_torchs_own() -> None:
+    logits = torch.linspace(-30, 30, 61, dtype=torch.float64)[:, None].requires_grad_()
+    x = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64, requires_grad=True)
+    ours, torchs = LogitBernoulli(logits=logits).log_prob(x), Bernoulli(logits=logits, validate_args=False).log_prob(x)
+    assert ours.shape == (61, 3)
+    assert torch.allclose(ours, torchs, rtol=1e-12, atol=1e-14)
+    for one, other in zip(*(torch.autograd.grad(y.sum(), (logits, x)) for y in (ours, torchs)), strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-13)
+    assert torch.autograd.gradgradcheck(lambda *at: LogitBernoulli(logits=at[0]).log_prob(at[1]), (logits[::9], x))
+
+
+def test_the_density_of_pixels_is_finite_for_logits_of_any_size() -> None:
+    logits = torch.tensor([1000.0, -1000.0, 0.0], requires_grad=True)
+    density = LogitBernoulli(logits=logits).log_prob(torch.tensor([0.0, 1.0, 1.0]))
+    assert torch.allclose(density, torch.tensor([-1000.0, -1000.0, -math.log(2)]))
+    (gradient,) = torch.autograd.grad(density.sum(), logits)
+    assert torch.allclose(gradient, torch.tensor([-1.0, 1.0, 0.5]))
 
 
 # the total correlation
