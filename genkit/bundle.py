@@ -35,6 +35,7 @@ from pydantic import (
     PositiveInt,
     StringConstraints,
     ValidationError,
+    field_validator,
 )
 
 from genkit.errors import GenkitError, InvalidBundle, VerificationFailed, plain
@@ -347,6 +348,13 @@ class Manifest(BaseModel):
     files: dict[str, str] = {}
     digest: str = ""
 
+    @field_validator("format_version", mode="before")
+    @classmethod
+    def _is_whole(cls, value: object) -> object:
+        if type(value) is not int:  # to pydantic, true and 1.0 are 1
+            raise ValueError("it is no whole number")
+        return value
+
     @property
     def about(self) -> dict[str, Any]:
         """What the exporting command said about the model: ``recipe``, ``spec``, ``prior`` and so on, as plain data."""
@@ -449,7 +457,8 @@ class Bundle:
     def check_files(self) -> list[Check]:
         """Whether the files are those that the manifest lists, and no others: one check, or one a problem."""
         problems = [] if self.whole else [f"{MANIFEST}: changed after it was written"]
-        weights = {graph.data for graph in self.manifest.graphs}
+        graphs: tuple[BundledGraph | ReducedGraph, ...] = (*self.manifest.graphs, *self.manifest.reduced)
+        weights = {graph.data for graph in graphs}
         for name, expected in self.manifest.files.items():
             try:
                 path = self.file(name)
@@ -463,7 +472,6 @@ class Bundle:
                 problems.append(str(error))
             except OSError as error:
                 problems.append(f"{name}: {error.strerror}")
-        graphs: tuple[BundledGraph | ReducedGraph, ...] = (*self.manifest.graphs, *self.manifest.reduced)
         needed = [name for graph in graphs for name in (graph.file, graph.data) if name is not None]
         problems += [f"{name}: not in the manifest's files" for name in needed if name not in self.manifest.files]
         unknown = sorted(set(_files(self.path)) - set(self.manifest.files) - {MANIFEST})

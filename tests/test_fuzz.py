@@ -170,6 +170,14 @@ def test_a_manifest_without_end_is_not_read(victim: Callable[[str], Victim]) -> 
         genkit.Bundle.open(path)
 
 
+@pytest.mark.parametrize("version", [True, 1.0])
+def test_the_version_of_a_manifest_is_a_whole_number(victim: Callable[[str], Victim], version: object) -> None:
+    mlp = victim("mlp")
+    mlp.write({**mlp.content(), "format_version": version}, sealed=True)
+    with pytest.raises(genkit.VerificationFailed, match="format_version: Value error, it is no whole number"):
+        genkit.verify(mlp.path)
+
+
 def test_a_manifest_that_says_two_things_says_none(victim: Callable[[str], Victim]) -> None:
     path = victim("mlp").path
     file = path / "manifest.json"

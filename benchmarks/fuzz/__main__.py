@@ -108,7 +108,10 @@ def campaign(sources: Path, room: Path, seeds: range, *, loud: bool = True) -> T
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     tally, began = Tally(), time.monotonic()
     for done, seed in enumerate(seeds, start=1):
+        known = len(tally.findings)
         examine(sources, room, seed, tally)
+        for finding in tally.findings[known:]:
+            print(finding, flush=True)
         if loud and done % 250 == 0:
             print(
                 f"{done} of {len(seeds)}, {time.monotonic() - began:.0f} s, {len(tally.findings)} findings", flush=True

@@ -250,7 +250,7 @@ def other_reduction(victim: Victim) -> None:
     victim.write(content, sealed=True)
 
 
-@damage("mlp", "conv", "labelled", "external", sealed=True)
+@damage("mlp", "conv", "labelled", "external", "reduced", sealed=True)
 def other_errors(victim: Victim) -> None:
     """Units that are too large, so that everything is small in them; or none."""
     content = victim.content()

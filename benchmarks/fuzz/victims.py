@@ -119,7 +119,7 @@ def _with_a_tie(n: int, generator: torch.Generator) -> Tensor:
     return x
 
 
-def _graphs() -> dict[str, tuple[list[genkit.Graph], OnnxExporter]]:
+def _graphs() -> dict[str, list[genkit.Graph]]:
     unit = {"x": (0.0, 1.0)}
     image = genkit.Input((1, 6, 6), torch.float32, lambda n, g: torch.rand(n, 1, 6, 6, generator=g))
     mlp = [
@@ -133,17 +133,17 @@ def _graphs() -> dict[str, tuple[list[genkit.Graph], OnnxExporter]]:
     ]
     labelled = genkit.Graph("decoder", _Labelled(), {"z": _floats(2), "condition": _whole(4)}, ("x",), unit)
     external = genkit.Graph("decoder", _Decoder(2, 150), {"z": _floats(2)}, ("x",), unit)
-    inline = OnnxExporter()
     return {
-        "mlp": (mlp, inline),
-        "conv": ([conv], inline),
-        "codes": (codes, inline),
-        "labelled": ([labelled], inline),
-        "external": ([external], OnnxExporter(inline_limit=0)),
+        "mlp": mlp,
+        "conv": [conv],
+        "codes": codes,
+        "labelled": [labelled],
+        "external": [external],
+        "reduced": [genkit.Graph("decoder", _Decoder(2, 200), {"z": _floats(2)}, ("x",), unit)],
     }
 
 
-SOURCES = ("mlp", "conv", "codes", "labelled", "external")
+SOURCES = ("mlp", "conv", "codes", "labelled", "external", "reduced")
 
 
 def export_sources(directory: Path) -> None:
@@ -156,8 +156,10 @@ def export_sources(directory: Path) -> None:
         "checkpoint": {"epoch": 3, "step": 99},
         "versions": {"torch": torch.__version__},
     }
-    for name, (graphs, exporter) in _graphs().items():
-        exporter.export(graphs, directory / name, about=about, opset=18, runtimes=[])
+    for name, graphs in _graphs().items():
+        exporter = OnnxExporter(inline_limit=0 if name == "external" else None)
+        precisions: tuple[genkit.ReducedPrecision, ...] = ("fp16",) if name == "reduced" else ()
+        exporter.export(graphs, directory / name, about=about, opset=18, runtimes=[], precisions=precisions)
 
 
 # What is damaged
@@ -249,8 +251,9 @@ class Victim:
         self.write(content, sealed=True)
 
     def graph(self) -> Content:
-        """Any graph of the manifest."""
-        graph: Content = self.random.choice(self.content()["graphs"])
+        """Any graph of the manifest, of whatever precision."""
+        content = self.content()
+        graph: Content = self.random.choice([*content["graphs"], *content["reduced"]])
         return graph
 
     def rewrite(self, change: Callable[[onnx.ModelProto], object]) -> None:
