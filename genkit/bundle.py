@@ -304,7 +304,7 @@ class Prior(_Record):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
-    use: str
+    use: str = ""
     distribution: Drawn | None = None
 
 

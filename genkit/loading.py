@@ -17,7 +17,9 @@ from genkit.plugins import load_plugins
 from genkit.verification import verify as verify_bundle
 
 
-def load_bundle(path: str | Path, *, runtime: str = "onnxruntime", verify: bool = True) -> LoadedBundle:
+def load_bundle(
+    path: str | Path, *, precision: str = "fp32", runtime: str = "onnxruntime", verify: bool = True
+) -> LoadedBundle:
     """Opens an exported model for use. It needs numpy and a runtime, and no torch.
 
     >>> model = genkit.load_bundle("bundle")
@@ -27,6 +29,8 @@ def load_bundle(path: str | Path, *, runtime: str = "onnxruntime", verify: bool 
 
     Args:
         path: of the bundle.
+        precision: ``fp16`` or ``int8`` runs the reduced graphs of that precision, where the bundle has them, and the
+            others in fp32.
         runtime: that runs the graphs; a name of ``genkit components``.
         verify: whether everything is proven first, as by ``genkit verify`` (a second or so for a small model). Else
             only the files are held against their digests, which is enough for a bundle that was verified before.
@@ -34,15 +38,18 @@ def load_bundle(path: str | Path, *, runtime: str = "onnxruntime", verify: bool 
     Raises:
         InvalidBundle: where there is no bundle.
         VerificationFailed: where it is not what was exported.
-        UnknownName: for a runtime that is not installed.
+        UnknownName: for a runtime that is not installed, or a precision that the bundle does not have.
     """
     bundle = Bundle.open(Path(path))
+    precisions = {"fp32", *(reduced.precision for reduced in bundle.manifest.reduced)}
+    if precision not in precisions:
+        raise unknown("precision", precision, precisions, "In the bundle")
     checks = verify_bundle(path, [runtime]).checks if verify else tuple(bundle.check_files())
     failed = [check for check in checks if not check.ok]
     if failed:
         place = ": ".join(filter(None, (failed[0].graph, failed[0].subject, failed[0].detail)))
         raise VerificationFailed(f"{path} is not what was exported: {place}; do not use it, export it again")
-    return LoadedBundle(bundle, load_plugins().registry.get("runtime", runtime).load()())
+    return LoadedBundle(bundle, load_plugins().registry.get("runtime", runtime).load()(), precision)
 
 
 class LoadedBundle:
@@ -51,10 +58,13 @@ class LoadedBundle:
     Args:
         bundle: its files have been checked.
         runtime: opens each graph when it is first used.
+        precision: of the files that are opened, where there is one of it.
     """
 
-    def __init__(self, bundle: Bundle, runtime: Any) -> None:
+    def __init__(self, bundle: Bundle, runtime: Any, precision: str = "fp32") -> None:
         self.bundle = bundle
+        self._files = {graph.name: graph.file for graph in bundle.manifest.graphs}
+        self._files |= {r.of: r.file for r in bundle.manifest.reduced if r.precision == precision}
         self._runtime = runtime
         self._functions: dict[str, Callable[[Arrays], dict[str, NDArray[Any]]]] = {}
 
@@ -80,7 +90,7 @@ class LoadedBundle:
         entry = self._graph(graph)
         feeds = _feeds(entry, inputs)
         if graph not in self._functions:
-            self._functions[graph] = self._runtime.load(self.bundle.file(entry.file))
+            self._functions[graph] = self._runtime.load(self.bundle.file(self._files[graph]))
         outputs = self._functions[graph](feeds)
         kind = namedtuple("Outputs", outputs, rename=True)  # type: ignore[misc]  # the names are the manifest's
         return kind(*outputs.values())

@@ -119,6 +119,7 @@ class OnnxExporter:
         score: genkit.Score | None,
     ) -> Iterator[genkit.Check]:
         """Fills the staging directory and proves what is in it. Ends early where there is nothing to prove."""
+        about = genkit.Manifest(format="onnx", graphs=(), **about).about  # as the notes are compared with it later
         offered = [graph for graph in graphs if isinstance(graph, genkit.Graph)]
         absent = [
             genkit.Absent(name=graph.name, reason=graph.reason) for graph in graphs if isinstance(graph, genkit.NoGraph)

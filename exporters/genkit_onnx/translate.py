@@ -76,7 +76,16 @@ def _portable_gelu(op: Any, x: Any) -> Any:
     return op.Add(half, op.Mul(half, op.Erf(op.Div(x, op.Constant(value_float=sqrt(2))))))
 
 
-_RULES.append(RewriteRule(_gelu, _portable_gelu))
+def _log_sigmoid(op: Any, x: Any) -> Any:
+    return op.Log(op.Sigmoid(x))
+
+
+def _exact_log_sigmoid(op: Any, x: Any) -> Any:
+    """As PyTorch computes it: the logarithm of a sigmoid near 1 has no digits left in float32."""
+    return op.Neg(op.Softplus(op.Neg(x)))
+
+
+_RULES += [RewriteRule(_gelu, _portable_gelu), RewriteRule(_log_sigmoid, _exact_log_sigmoid)]
 
 
 def translate(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:

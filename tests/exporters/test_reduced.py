@@ -149,6 +149,16 @@ def test_every_graph_is_there_in_every_precision_under_a_name_that_says_so(publi
         assert graph.file in manifest["files"]
 
 
+def test_a_loaded_bundle_runs_the_precision_that_was_asked_for(published: genkit.Bundle) -> None:
+    z = published.cases(full(published, "decoder"))[1].inputs["z"]
+    for kind in ("fp16", "int8"):
+        expected = OnnxRuntime().load(published.path / f"decoder_{kind}.onnx")({"z": z})["x"]
+        loaded = genkit.load_bundle(published.path, precision=kind, verify=False)
+        np.testing.assert_array_equal(loaded.decode(z), expected)
+    with pytest.raises(genkit.UnknownName, match=r"no precision named 'int4'.* fp16, fp32, int8"):
+        genkit.load_bundle(published.path, precision="int4")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_file_in_less_than_fp32_can_take_the_place_of_the_other(published: genkit.Bundle, name: str) -> None:
     runtime, graph = OnnxRuntime(), full(published, name)
