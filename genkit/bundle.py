@@ -55,7 +55,7 @@ REDUCED = get_args(ReducedPrecision)
 MANIFEST = "manifest.json"
 
 _LARGEST_MANIFEST = 8 * 2**20
-"""Bytes, a thousand times what is usual. A megabyte of fields that do not belong there costs 50 of memory."""
+"""Bytes, a thousand times what is usual. A megabyte of fields that do not belong costs a hundred of memory."""
 _LARGEST_FILE = 2**31
 """Bytes that a protocol buffer can have, and any other file but one of weights. A file of terabytes takes no room."""
 _MOST_PROBLEMS = 100
