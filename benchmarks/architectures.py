@@ -259,8 +259,12 @@ def _recurrent(layer: type[nn.RNNBase]) -> Factory:
 
 
 def _over_time(factory: Callable[[int], nn.Module]) -> Factory:
-    """A layer for (d, t)."""
-    return lambda r, s: Apply("over time", lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), factory(s[1]))
+    """A layer for (d, t), where there are several times: PyTorch refuses to normalise one number by itself."""
+    return lambda r, s: (
+        Apply("over time", lambda x, f: f(x.transpose(1, 2)).transpose(1, 2), factory(s[1]))
+        if s[0] > 1
+        else _linear(r, s)
+    )
 
 
 SEQUENCE: Mapping[str, Factory] = {
@@ -340,8 +344,10 @@ IMAGE: Mapping[str, Factory] = {
     "ConvTranspose2d": lambda r, s: _transposed(r, s) if max(s[1:]) <= 10 else _strided(r, s),
     "activation": _activation,
     "BatchNorm2d": lambda r, s: _chain(r, s, _conv, lambda r, s: nn.BatchNorm2d(s[0])),
-    "GroupNorm": lambda r, s: nn.GroupNorm(r.choice([g for g in (1, 2, 4) if s[0] % g == 0]), s[0]),
-    "InstanceNorm2d": lambda r, s: nn.InstanceNorm2d(s[0], affine=r.random() < 0.5),
+    "GroupNorm": lambda r, s: (
+        nn.GroupNorm(r.choice([g for g in (1, 2, 4) if s[0] % g == 0]), s[0]) if prod(s[1:]) > 1 else _conv(r, s)
+    ),
+    "InstanceNorm2d": lambda r, s: nn.InstanceNorm2d(s[0], affine=r.random() < 0.5) if prod(s[1:]) > 1 else _conv(r, s),
     "LayerNorm": lambda r, s: nn.LayerNorm(s),
     "RMSNorm": lambda r, s: nn.RMSNorm(s),
     "LayerNorm of channels": lambda r, s: Apply(
@@ -394,7 +400,10 @@ def _labels(classes: int, shape: Shape = ()) -> genkit.Input:
 def _stem(r: random.Random) -> tuple[Mapping[str, genkit.Input], nn.Module]:
     n = r.choice((1, 2, 8, 20, 64))
     kind = r.choice(
-        ("latent", "latent", "two latents", "label", "one-hot label", "modulated", "image", "sequence", "tokens")
+        (
+            *("latent", "latent", "latent to image", "latent to image", "two latents", "label", "one-hot label"),
+            *("modulated", "image", "image", "sequence", "tokens"),
+        )
     )
     match kind:
         case "two latents":
@@ -409,6 +418,8 @@ def _stem(r: random.Random) -> tuple[Mapping[str, genkit.Input], nn.Module]:
         case "modulated":
             join = Apply(kind, lambda z, y, e, f: z * e(y) + f(y), nn.Embedding(5, n), nn.Embedding(5, n))
             return {"z": _normal((n,)), "condition": _labels(5)}, join
+        case "latent to image":
+            return {"z": _normal((n,))}, _to_image(r, (n,))
         case "image":
             shape = r.choice((1, 3)), r.choice((6, 8, 12)), r.choice((7, 8))
             return {"x": _picture(shape)}, Apply(kind, lambda x: 2 * x - 1)
@@ -487,7 +498,7 @@ def layers(module: nn.Module) -> list[str]:
         for part in module.modules()
         if isinstance(part, Apply) or not list(part.children())
     }
-    return sorted(names - {"Weight", "Identity"})
+    return sorted(names - {"Weight", "Identity", "ModuleList", "NonDynamicallyQuantizableLinear"})
 
 
 def _draw(value: genkit.Input, rows: int) -> Tensor:

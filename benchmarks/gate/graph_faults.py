@@ -659,7 +659,7 @@ def sigmoid_gelu(model: ModelProto, random: Random) -> None:
 @fault("conditional_decoder", says=NUMBERS)
 def other_elu(model: ModelProto, random: Random) -> None:
     """ELU with alpha = 1.0001."""
-    set_attribute(nodes_of(model, "Elu")[0], "alpha", 1.0001)
+    replace(model, nodes_of(model, "Tanh")[0], "below = Tanh(a)\nnew = Mul(below, alpha)", alpha=1.0001)
 
 
 @fault("conditional_decoder", says=NUMBERS)

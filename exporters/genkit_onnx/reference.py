@@ -28,9 +28,6 @@ _FACTORS = (4.0, 1.0, 2.0, 0.01, 0.0, None)
 """What row i, i + 6, ... of a floating input is multiplied by; None: a one-hot instead. The first batch is one row."""
 
 
-_RMS_NORM = ("input", "normalized_shape", "weight", "eps")
-"""The parameters of ``torch.rms_norm`` by position."""
-
 _ROUNDING = RUNTIME.max * U
 _TRIALS = 8
 """How far, relative to themselves, and how often weights and inputs are moved to find ties between codes."""
@@ -39,21 +36,44 @@ _SAMPLES = 2**15
 """How many numbers of an input are compared with the distribution that it is said to have."""
 
 
+def _rms_norm(
+    input: Tensor,  # noqa: A002  # PyTorch's name
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    return torch.rms_norm(input, normalized_shape, weight, torch.finfo(torch.float32).eps if eps is None else eps)
+
+
+def _selu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002  # PyTorch's name
+    scaled: Tensor = torch.ops.aten.elu(input, *_SELU)
+    return input.copy_(scaled) if inplace else scaled
+
+
+_SELU = tuple(float(np.float32(constant)) for constant in (1.6732632423543772, 1.0507009873554805))
+"""Its alpha and scale: Klambauer et al. (2017), arXiv:1706.02515."""
+_OWN_CONSTANTS: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
+    F.selu: _selu,
+    torch.selu: _selu,
+}
+"""Functions with constants in the dtype of their input, and the same with those that they have in float32."""
+
+
 class _Float32Constants(TorchFunctionMode):
     """Python's numbers as they are in a float32 computation, inside a float64 one.
 
     ``x / 0.3081`` divides a float32 tensor by the float32 nearest to 0.3081, in PyTorch and in every exported graph: it
     is a parameter like any weight, and its rounding is no error of the graph. A wider constant in the reference would
-    make it one, and the only one where the rest of a graph is exact. The same holds for the epsilon of an RMS norm,
-    which is that of its input's dtype unless it is given.
+    make it one, and the only one where the rest of a graph is exact. The same holds for constants that PyTorch itself
+    has in the dtype of an input.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = dict(zip(_RMS_NORM, args, strict=False)) | dict(kwargs or {})
-        if func in (F.rms_norm, torch.rms_norm) and named.get("eps") is None:
-            return func(**{**named, "eps": torch.finfo(torch.float32).eps})
+        func = _OWN_CONSTANTS.get(func, func)
         return func(*map(_as_float32, args), **{key: _as_float32(value) for key, value in (kwargs or {}).items()})
 
 
@@ -274,7 +294,9 @@ def _run(graph: genkit.Graph, module: nn.Module, inputs: genkit.Arrays, *, wide:
     return {name: y.numpy(force=True) for name, y in zip(graph.outputs, outputs, strict=True)}
 
 
-def _problem(y: Tensor, rows: int, precision: torch.dtype) -> str | None:
+def _problem(y: object, rows: int, precision: torch.dtype) -> str | None:
+    if not isinstance(y, Tensor):
+        return f"is a {type(y).__name__}; an output has to be a tensor"
     if y.dim() == 0 or len(y) != rows:
         return f"has shape {tuple(y.shape)} for {rows} rows; its first dimension has to be the batch"
     if y.is_floating_point() and y.dtype != precision:

@@ -10,9 +10,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from math import sqrt
 from pathlib import Path
-from typing import Any
 
 import onnx_ir
 import onnxscript.optimizer
@@ -20,12 +18,12 @@ import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript import version_converter
-from onnxscript.rewriter import RewriteRule
 from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
 import genkit
 from genkit_onnx.protobuf import annotate, annotated
+from genkit_onnx.spelling import SPELLINGS
 
 OLDEST_OPSET = 18
 """What is traced: PyTorch's own, and the oldest that it writes."""
@@ -63,29 +61,7 @@ _RULES = [
         "div_by_1",
     )
     if hasattr(rules, f"{name}_rule")  # older versions of onnxscript have fewer
-]
-
-
-def _gelu(op: Any, x: Any) -> Any:
-    return op.Mul(x, op.Mul(0.5, op.Add(op.Erf(op.Div(x, sqrt(2))), 1.0)))
-
-
-def _portable_gelu(op: Any, x: Any) -> Any:
-    """The one spelling that no runtime was seen to crash on or to replace by an approximation (docs/gate.md)."""
-    half = op.Mul(x, op.Constant(value_float=0.5))
-    return op.Add(half, op.Mul(half, op.Erf(op.Div(x, op.Constant(value_float=sqrt(2))))))
-
-
-def _log_sigmoid(op: Any, x: Any) -> Any:
-    return op.Log(op.Sigmoid(x))
-
-
-def _exact_log_sigmoid(op: Any, x: Any) -> Any:
-    """As PyTorch computes it: the logarithm of a sigmoid near 1 has no digits left in float32."""
-    return op.Neg(op.Softplus(op.Neg(x)))
-
-
-_RULES += [RewriteRule(_gelu, _portable_gelu), RewriteRule(_log_sigmoid, _exact_log_sigmoid)]
+] + SPELLINGS
 
 
 def translate(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:

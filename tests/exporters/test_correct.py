@@ -1,0 +1,92 @@
+"""What is right is not refused: architectures of ``benchmarks/correct.py``, and what its first thousand taught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gate_helpers import export, normal
+from torch import Tensor, nn
+
+import genkit
+from benchmarks.architectures import ACTIVATIONS, HEADS, architecture, layers
+from benchmarks.correct import outcome
+
+SEEDS = (3213, 3409, 2143, 2764, 2893, 2221, 2817, 3345, 2485, 2382, 2899, 2067, 2106, 2559)
+"""None of the campaign's; together they have every kind of layer, activation and head."""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_correct_architecture_is_exported_and_verified(seed: int, tmp_path: Path) -> None:
+    row = outcome(seed, tmp_path)
+    assert row["outcome"] == "passed", row
+
+
+def test_the_sample_has_every_layer() -> None:
+    found = {name for seed in SEEDS for name in layers(architecture(seed).module)}
+    assert len(found) >= 110
+    assert found >= HEADS.keys()
+    assert found >= ACTIVATIONS.keys() - {"GELU tanh", "Softplus beta"}, "which have the names of their classes"
+    assert found >= {"Conv2d", "ConvTranspose2d", "MultiheadAttention", "GRU", "LSTM", "long reduction", "Embedding"}
+
+
+def test_an_architecture_is_its_seed() -> None:
+    one, same, other = (architecture(seed).module.state_dict() for seed in (5, 5, 6))
+    assert all(torch.equal(value, same[name]) for name, value in one.items())
+    assert [value.shape for value in one.values()] != [value.shape for value in other.values()]
+
+
+class Functions(nn.Module):
+    """Functions of one input, each an output."""
+
+    def __init__(self, scale: float, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.scale, self.functions = scale, dict(functions)
+        self.modules_among_them = nn.ModuleList(f for f in functions.values() if isinstance(f, nn.Module))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return tuple(function(self.scale * z) for function in self.functions.values())
+
+
+def errors(directory: Path, scale: float, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Any]:
+    """The rms errors of each function of ``scale`` times normal numbers, by what was proven."""
+    graph = genkit.Graph("g", Functions(scale, functions), {"z": normal(18)}, tuple(functions))
+    checks = [check for check in export(directory / "bundle", graph).checks if "rms" in check.measured]
+    found: dict[str, Any] = {}
+    for check in checks:
+        found.setdefault(check.subject, {}).setdefault(check.measured["output"], check.measured["rms"])
+    return found
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 100.0])
+def test_no_digits_are_lost_near_zero_and_far_from_it(scale: float, tmp_path: Path) -> None:
+    functions = {
+        "elu": nn.ELU(),
+        "other_elu": nn.ELU(alpha=0.7),
+        "celu": nn.CELU(),
+        "other_celu": nn.CELU(alpha=1.5),
+        "selu": nn.SELU(),
+        "log_sigmoid": nn.LogSigmoid(),
+        "softplus": nn.Softplus(),
+        "expm1": lambda x: x.clamp(max=50).expm1(),
+    }
+    found = errors(tmp_path, scale, functions)
+    for name in functions:
+        assert found["onnxruntime"][name] < 4, name
+        assert found["graph proof"][name] < 1e-3, name
+
+
+def test_the_graph_proof_is_exact_where_onnx_or_float64_would_have_it_otherwise(tmp_path: Path) -> None:
+    functions = {
+        "erf": torch.erf,
+        "log_softmax": lambda x: (1000 * x).log_softmax(1),
+        "transposed": nn.Sequential(nn.Unflatten(1, (6, 3, 1)), nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2)),
+        "selu": nn.SELU(),
+        "rms_norm": nn.RMSNorm(18),
+        "functional_rms_norm": lambda x: torch.rms_norm(1e-4 * x, (18,)),
+    }
+    found = errors(tmp_path, 1.0, functions)
+    assert max(found["graph proof"].values()) < 1e-3, found
