@@ -92,6 +92,10 @@ class Check:
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", plain(self.detail))
 
+    def __str__(self) -> str:
+        """The place and the sentence, for a message."""
+        return ": ".join(filter(None, (self.graph, self.subject, self.detail)))
+
 
 @dataclass(frozen=True)
 class Report:
@@ -111,9 +115,7 @@ class Report:
 
     def __str__(self) -> str:
         """A line a check, for a person."""
-        lines = [": ".join(filter(None, (check.graph, check.subject, check.detail))) for check in self.checks]
-        words = ["ok    " if check.ok else "FAILED" for check in self.checks]
-        return "\n".join(f"{word} {line}" for word, line in zip(words, lines, strict=True))
+        return "\n".join(f"{'ok    ' if check.ok else 'FAILED'} {check}" for check in self.checks)
 
     def to_json(self) -> str:
         """``{"ok": ..., "checks": [...]}``, as ``parity.json`` holds it."""

@@ -431,10 +431,8 @@ def verify(
     else:
         _print_report(report)
     if not report.ok:
-        first = report.failures[0]
-        place = ": ".join(part for part in (first.graph, first.subject, first.detail) if part)
         raise VerificationFailed(
-            f"{bundle} is not what was exported: {place} "
+            f"{bundle} is not what was exported: {report.failures[0]} "
             f"({len(report.failures)} of {len(report.checks)} checks failed); do not deploy it, export it again"
         )
     if not as_json:

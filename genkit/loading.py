@@ -47,8 +47,7 @@ def load_bundle(
     checks = verify_bundle(path, [runtime]).checks if verify else tuple(bundle.check_files())
     failed = [check for check in checks if not check.ok]
     if failed:
-        place = ": ".join(filter(None, (failed[0].graph, failed[0].subject, failed[0].detail)))
-        raise VerificationFailed(f"{path} is not what was exported: {place}; do not use it, export it again")
+        raise VerificationFailed(f"{path} is not what was exported: {failed[0]}; do not use it, export it again")
     return LoadedBundle(bundle, load_plugins().registry.get("runtime", runtime).load()(), precision)
 
 

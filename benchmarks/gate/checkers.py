@@ -7,11 +7,8 @@ them get what they usually get: one batch as the graph's inputs draw it, with no
 from __future__ import annotations
 
 import importlib.metadata
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import onnx
 import onnx_ir
 import onnxruntime
 import torch
+from genkit_onnx.translate import silence
 from torch import Tensor, nn
 from torch.onnx.verification import verify_onnx_program
 
@@ -51,7 +49,7 @@ def torch_verify(graph: genkit.Graph, seed: int) -> Checker:
     model is put. That an error of 5e-3, or of 0.1 relative to the output, is too large is what ``export`` itself says
     (in its ``_core.py``). It prints that and returns: what counts here as refused is in truth a line in a log.
     """
-    with _silence():
+    with silence():
         program = torch.onnx.export(
             graph.module,
             _batch(graph, 3, seed),
@@ -64,7 +62,7 @@ def torch_verify(graph: genkit.Graph, seed: int) -> Checker:
     assert program is not None
 
     def check(file: Path) -> bool:
-        with _silence():
+        with silence():
             try:
                 program.model = onnx_ir.load(file)
                 onnx.checker.check_model(onnx.load(file))
@@ -153,7 +151,7 @@ def optimum(graph: genkit.Graph, seed: int) -> Checker:
             return nullcontext()
 
     def check(file: Path) -> bool:
-        with _silence():
+        with silence():
             try:
                 validate_model_outputs(
                     Config(),
@@ -168,19 +166,6 @@ def optimum(graph: genkit.Graph, seed: int) -> Checker:
         return False
 
     return check
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """All of them print and log; here the answer is enough."""
-    output, level = io.StringIO(), logging.root.manager.disable
-    with redirect_stdout(output), redirect_stderr(output), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(level)
 
 
 CHECKERS: Mapping[str, Callable[[genkit.Graph, int], Checker]] = {

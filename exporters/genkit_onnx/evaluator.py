@@ -8,13 +8,12 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv_transpose import ConvTranspose as UngroupedConvTranspose
 
-Array = NDArray[Any]
+from genkit_onnx.accuracy import Array
 
 
 class GatherElements(OpRun):

@@ -282,10 +282,9 @@ def _keep(report: genkit.Report, path: Path) -> str:
 
 def _refusal(report: genkit.Report, kept: str) -> str:
     """The worst failure in one line, and where the rest can be read in another."""
-    worst = max(report.failures, key=_excess)
-    place = ": ".join(part for part in (worst.graph, worst.subject, worst.detail) if part)
     return (
-        f"not exported, {len(report.failures)} of {len(report.checks)} checks failed: {place}\n"
+        f"not exported, {len(report.failures)} of {len(report.checks)} checks failed: "
+        f"{max(report.failures, key=_excess)}\n"
         f"Nothing was published; {kept}"
     )
 

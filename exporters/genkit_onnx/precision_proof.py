@@ -19,7 +19,7 @@ import genkit
 from genkit_onnx import budgets
 from genkit_onnx.accuracy import Array
 from genkit_onnx.calibration import inside
-from genkit_onnx.proof import Function, Unusable, ask, guarded, open_elsewhere
+from genkit_onnx.proof import Unusable, alone, ask, guarded, open_elsewhere, opened, repeated
 from genkit_onnx.protobuf import initializers
 from genkit_onnx.structure import Notes, check_structure, complaint, one_line
 from genkit_onnx.wiring import Different, Link, dequantized, links
@@ -243,7 +243,7 @@ def _bits(array: Array) -> tuple[object, ...]:
 
 
 def measure(
-    graph: genkit.BundledGraph, cases: Sequence[genkit.Case], rows: Sequence[Array], function: Function
+    graph: genkit.BundledGraph, cases: Sequence[genkit.Case], rows: Sequence[Array], function: genkit.Function
 ) -> dict[str, genkit.Accuracy]:
     """How far each output is off, on the rows that count.
 
@@ -298,29 +298,18 @@ def _check_runtime(
     file: Path,
     runtime: genkit.Runtime,
 ) -> Iterator[genkit.Check]:
-    try:
-        function = runtime.load(file)
-    except Exception as error:  # each runtime has classes of its own
-        raise Unusable(f"{runtime.version} cannot open the graph: {one_line(error)}") from error
-    first, second = ([ask(function, case.inputs, case.outputs) for case in cases] for _ in range(2))
-    for name, found in _measure(graph, cases, rows, first).items():
+    function = opened(runtime, file)
+    answers = [ask(function, case.inputs, case.outputs) for case in cases]
+    for name, found in _measure(graph, cases, rows, answers).items():
         promise = reduced.outputs[name]
         yield judge(reduced.name, runtime.name, name, found, promise.budget)
         if budgets.missed(found, allowed := budgets.faithful(promise.measured)):
             what = "more than was measured at export: "
             yield judge(reduced.name, runtime.name, name, found, allowed, what)
-    pairs = [(one[name], other[name], name) for one, other in zip(first, second, strict=True) for name in one]
-    changed = sorted({name for one, other, name in pairs if one.tobytes() != other.tobytes()})
-    what = f"{', '.join(changed)}: a second call gives other bits" if changed else "a second call gives the same bits"
-    yield genkit.Check(reduced.name, runtime.name, not changed, what)
+    yield repeated(reduced.name, runtime.name, function, cases, answers)
+    rows_alone = [alone(function, case) for case in cases]
     for value in graph.outputs:
-        alone = [_alone(function, case, value.name) for case in cases]
-        apart = budgets.measure(value, alone, [answer[value.name] for answer in first], rows)
+        found_alone, together = ([each[value.name] for each in several] for several in (rows_alone, answers))
+        apart = budgets.measure(value, found_alone, together, rows)
         allowed = budgets.uncoupled(reduced.outputs[value.name].measured)
         yield judge(reduced.name, runtime.name, value.name, apart, allowed, "rows alone against rows in a batch, ")
-
-
-def _alone(function: Function, case: genkit.Case, name: str) -> Array:
-    """An output of each row by itself."""
-    single = ({key: array[i : i + 1] for key, array in case.inputs.items()} for i in range(case.rows))
-    return np.concatenate([ask(function, inputs, case.outputs)[name] for inputs in single])

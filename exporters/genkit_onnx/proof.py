@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isclose
 from pathlib import Path
 
@@ -34,8 +34,6 @@ from genkit_onnx.evaluator import reference_evaluator
 from genkit_onnx.probes import inert, probes
 from genkit_onnx.protobuf import initializers, nodes, widened
 from genkit_onnx.structure import Notes, check_structure, complaint, misplaced, one_line
-
-Function = Callable[[genkit.Arrays], Mapping[str, Array]]
 
 _CARELESS = {"Celu", "Elu", "Erf", "Exp", "Gelu", "Log", "LogSoftmax", "Mish", "Pow", "Selu", "Sigmoid", "Softmax"}
 _CARELESS |= {"Softplus", "Swish", "Tanh"}
@@ -162,24 +160,51 @@ def _wide(arrays: genkit.Arrays) -> dict[str, Array]:
 def _runtime_proof(
     graph: genkit.BundledGraph, model: ModelProto, file: Path, cases: Sequence[genkit.Case], runtime: genkit.Runtime
 ) -> Iterator[genkit.Check]:
-    try:
-        function = runtime.load(file)
-    except Exception as error:  # each runtime has classes of its own
-        raise Unusable(f"{runtime.version} cannot open the graph: {one_line(error)}") from error
+    function = opened(runtime, file)
     limits = runtime_limits(graph.reduction)
     answers = [ask(function, case.inputs, case.outputs) for case in cases]
     yield from _accuracy(graph, runtime.name, cases, answers, limits, suspects=_suspects(model))
-
-    again = [ask(function, case.inputs, case.outputs) for case in cases]
-    pairs = [(first, second, name) for first, second in zip(answers, again, strict=True) for name in first]
-    changed = sorted({name for first, second, name in pairs if first[name].tobytes() != second[name].tobytes()})
-    what = f"{', '.join(changed)}: a second call gives other bits" if changed else "a second call gives the same bits"
-    yield genkit.Check(graph.name, runtime.name, not changed, what)
-
+    yield repeated(graph.name, runtime.name, function, cases, answers)
     yield from _rows_alone(graph, runtime.name, function, cases, answers, limits.times(2))
 
 
-def ask(function: Function, inputs: genkit.Arrays, like: genkit.Arrays) -> Mapping[str, Array]:
+def opened(runtime: genkit.Runtime, file: Path) -> genkit.Function:
+    """The graph in ``file``, as a runtime runs it.
+
+    Raises:
+        Unusable: where the runtime cannot open it.
+    """
+    try:
+        return runtime.load(file)
+    except Exception as error:  # each runtime has classes of its own
+        raise Unusable(f"{runtime.version} cannot open the graph: {one_line(error)}") from error
+
+
+def repeated(
+    name: str,
+    subject: str,
+    function: genkit.Function,
+    cases: Sequence[genkit.Case],
+    answers: Sequence[Mapping[str, Array]],
+) -> genkit.Check:
+    """Whether a second call gives the bits of the first."""
+    again = [ask(function, case.inputs, case.outputs) for case in cases]
+    pairs = [(first, second, output) for first, second in zip(answers, again, strict=True) for output in first]
+    changed = sorted({output for first, second, output in pairs if first[output].tobytes() != second[output].tobytes()})
+    what = f"{', '.join(changed)}: a second call gives other bits" if changed else "a second call gives the same bits"
+    return genkit.Check(name, subject, not changed, what)
+
+
+def alone(function: genkit.Function, case: genkit.Case) -> dict[str, Array]:
+    """The outputs of each row by itself, put together."""
+    single = [
+        ask(function, {name: array[i : i + 1] for name, array in case.inputs.items()}, case.outputs)
+        for i in range(case.rows)
+    ]
+    return {name: np.concatenate([row[name] for row in single]) for name in case.outputs}
+
+
+def ask(function: genkit.Function, inputs: genkit.Arrays, like: genkit.Arrays) -> Mapping[str, Array]:
     """One call. Its outputs must have the names, order, dtypes and shapes of ``like``, but for the number of rows."""
     rows = len(next(iter(inputs.values())))
     try:
@@ -235,22 +260,16 @@ def _accuracy(
 def _rows_alone(
     graph: genkit.BundledGraph,
     subject: str,
-    function: Function,
+    function: genkit.Function,
     cases: Sequence[genkit.Case],
     answers: Sequence[Mapping[str, Array]],
     limits: Limits,
 ) -> Iterator[genkit.Check]:
     """Each row by itself against the same row inside its batch: nothing may leak from row to row."""
-    alone = []
-    for case in cases:
-        single = [
-            ask(function, {name: array[i : i + 1] for name, array in case.inputs.items()}, case.outputs)
-            for i in range(case.rows)
-        ]
-        alone.append({name: np.concatenate([row[name] for row in single]) for name in case.outputs})
+    rows_alone = [alone(function, case) for case in cases]
     for value in graph.outputs:
         name = value.name
-        found, together = [rows[name] for rows in alone], [answer[name] for answer in answers]
+        found, together = [rows[name] for rows in rows_alone], [answer[name] for answer in answers]
         if name in graph.errors:
             deviation = Deviation.between(found, together, graph.errors[name])
             ok, detail, measured = deviation.judge(limits, f"{name}: rows alone against rows in a batch,")
@@ -261,7 +280,9 @@ def _rows_alone(
             yield genkit.Check(graph.name, subject, not wrong, detail, {"output": name, "wrong": wrong})
 
 
-def _reaction(graph: genkit.BundledGraph, function: Function, cases: Sequence[genkit.Case]) -> Iterator[genkit.Check]:
+def _reaction(
+    graph: genkit.BundledGraph, function: genkit.Function, cases: Sequence[genkit.Case]
+) -> Iterator[genkit.Check]:
     """Whether every output reacts to every element of every input to which PyTorch's float32 reacts.
 
     It is asked in float64, where an effect that float32 can see at all cannot drown.
