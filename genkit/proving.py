@@ -29,7 +29,9 @@ class _Tuple(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = self.module(*inputs)
-        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        if isinstance(outputs, Tensor):
+            return (outputs,)
+        return tuple(outputs) if isinstance(outputs, list) else outputs  # anything else is refused, with its type
 
 
 def prove(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,34 @@ def test_a_file_that_is_none_is_said(module: nn.Module, tmp_path: Path, content:
         return
     file.write_bytes(content)
     assert not genkit.prove(module, file, torch.randn(2, 20)).ok
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda y: {"y": y}, "the module returns a dict, expected a tuple of"),
+        (lambda y: (y, None), "the module returns 2 outputs, expected a tuple of"),
+        (lambda y: (None,), "is a NoneType; an output has to be a tensor"),
+    ],
+)
+def test_a_module_that_gives_something_else_than_tensors_is_refused(
+    module: nn.Module, file: Path, answer: Callable[[Any], Any], reason: str
+) -> None:
+    class Odd(nn.Module):
+        def forward(self, z: torch.Tensor) -> Any:
+            return answer(module(z))
+
+    report = genkit.prove(Odd(), file, torch.randn(8, 20))
+    assert [check for check in report.failures if check.subject == "reference" and reason in check.detail], str(report)
+
+
+def test_a_module_may_give_a_list(module: nn.Module, file: Path) -> None:
+    class Listing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, z: torch.Tensor) -> list[torch.Tensor]:
+            return [self.inner(z)]
+
+    assert genkit.prove(Listing(), file, torch.randn(8, 20)).ok
