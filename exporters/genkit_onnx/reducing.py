@@ -15,9 +15,9 @@ from genkit_onnx import budgets
 from genkit_onnx.calibration import inside, observe, ranges
 from genkit_onnx.precision import Irreducible, quantized, reduce
 from genkit_onnx.precision_proof import float32_operators, judge, measure, size_of
-from genkit_onnx.proof import Function, Unusable
+from genkit_onnx.proof import Unusable, opened
 from genkit_onnx.protobuf import initializers
-from genkit_onnx.structure import external_file, notes, one_line
+from genkit_onnx.structure import external_file, notes
 from genkit_onnx.translate import save
 from genkit_onnx.wiring import Different, links
 
@@ -89,7 +89,7 @@ class Reducer:
         cases = self.bundle.cases(entry)
         rows = inside(full, calibrated, cases)
         try:
-            function = self._run(file)
+            function = opened(self.runtime, file)
             measured = measure(entry, cases, rows, function)
             kept = _float32(full, file)
         except (Unusable, Different) as error:
@@ -100,7 +100,7 @@ class Reducer:
         if failures := [check for check in checks if not check.ok]:
             yield from failures
             return []
-        loss, reason = yield from self._loss(name, entry.name, precision, self._run(full), function)
+        loss, reason = yield from self._loss(name, entry.name, precision, opened(self.runtime, full), function)
         return [
             genkit.ReducedGraph(
                 name=name,
@@ -118,14 +118,8 @@ class Reducer:
             )
         ]
 
-    def _run(self, file: Path) -> Function:
-        try:
-            return self.runtime.load(file)
-        except Exception as error:  # each runtime has classes of its own
-            raise Unusable(f"{self.runtime.version} cannot open the graph: {one_line(error)}") from error
-
     def _loss(
-        self, name: str, of: str, precision: genkit.ReducedPrecision, full: Function, less: Function
+        self, name: str, of: str, precision: genkit.ReducedPrecision, full: genkit.Function, less: genkit.Function
     ) -> Generator[genkit.Check, None, tuple[genkit.LossChange | None, str]]:
         """How the test loss changes, or why that cannot be said."""
         if self.score is None:
@@ -154,4 +148,6 @@ def _draw(graph: genkit.Graph, seed: int) -> list[genkit.Arrays]:
     generator = torch.Generator().manual_seed(seed)
     batches, rows = _CALIBRATION
     draws = {name: value.calibration or value.draw for name, value in graph.inputs.items()}
-    return [{name: draw(rows, generator).numpy(force=True) for name, draw in draws.items()} for _ in range(batches)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of draw functions that do not pass their generator on
+        return [{name: draw(rows, generator).numpy(force=True) for name, draw in draws.items()} for _ in range(batches)]
