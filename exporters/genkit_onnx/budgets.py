@@ -1,4 +1,4 @@
-"""How far a reduced graph may be from the module in float64. Declared here alone, before anything is measured.
+"""How far a reduced graph may be from the module in float64. Declared here alone, and the same for every model.
 
 The unit is u, the rounding of one number: 2^-11 for fp16, whose significand has 11 bits, and 2^-8 for int8, which has
 256 steps for the whole range of a tensor. With y64 the untouched module in float64, per output:
@@ -16,6 +16,9 @@ people begin to.
 Codes, as all whole numbers, change where two scores are nearer than the error is large: for scores whose gaps are
 spread as widely as they are themselves, a share of a few errors, and at most 4 x 16 u. The mean of the test loss may
 change by 4 u of itself: errors of either sign cancel in it, and what is left is as the square of an error.
+
+The arithmetic came first but for two things: typical errors of two models were known by then, and the limit of the
+loss was 16 u until the first losses had been measured, which had no need of it.
 
 What these are too wide to see, such as one channel of hundreds with another scale, is not left to them: see
 ``precision_proof``.
