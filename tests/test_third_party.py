@@ -78,10 +78,13 @@ def test_a_model_of_two_turns_without_an_encoder_is_nothing_special(acme: Genkit
     assert manifest["absent"] == [{"name": "encoder", "reason": "the model has no encoder"}]
 
 
-def test_the_contract_of_every_model_holds_for_models_that_were_installed_later(acme_python: Path) -> None:
+def test_the_contract_of_every_model_holds_for_models_that_were_installed_later(
+    acme_python: Path, tmp_path: Path
+) -> None:
     contract = Path(__file__).with_name("test_contract.py")
+    place = f"--basetemp={tmp_path / 'inner'}"  # two sessions in one folder tidy up after one another
     done = subprocess.run(
-        [acme_python, "-m", "pytest", contract, "-q", "-k", "acme", "-p", "no:cacheprovider"],
+        [acme_python, "-m", "pytest", contract, "-q", "-k", "acme", "-p", "no:cacheprovider", place],
         capture_output=True,
         text=True,
         check=False,
