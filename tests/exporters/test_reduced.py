@@ -17,7 +17,6 @@ import torch
 from gate_helpers import decoder, normal
 from genkit_onnx import precision, reducing
 from genkit_onnx.exporter import OnnxExporter
-from genkit_onnx.proof import Function
 from genkit_onnx.runtime import OnnxRuntime
 from genkit_onnx.translate import NEWEST_OPSET
 from helpers import Genkit, tree
@@ -743,7 +742,7 @@ class Score:
         self.change = change
         self.calls = 0
 
-    def __call__(self, functions: Mapping[str, Function]) -> float:
+    def __call__(self, functions: Mapping[str, genkit.Function]) -> float:
         ((name, function),) = functions.items()
         assert name == "decoder"
         z = np.random.default_rng(0).standard_normal((64, 20), dtype=np.float32)
@@ -755,7 +754,7 @@ class Score:
 class NoLoss:
     observations = 1
 
-    def __call__(self, functions: Mapping[str, Function]) -> float:
+    def __call__(self, functions: Mapping[str, genkit.Function]) -> float:
         raise genkit.GenkitError("the loss does not run it")
 
 
