@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import genkit
 import genkit.verification
 from benchmarks.fuzz import campaign
 from benchmarks.fuzz.__main__ import asked_by_command, read_in
-from benchmarks.fuzz.campaign import SECONDS, Tally, examine, harmless, reads_are_noticed, unfit
+from benchmarks.fuzz.campaign import SECONDS, Tally, clear, examine, harmless, reads_are_noticed, unfit
 from benchmarks.fuzz.damages import DAMAGES, Damage
 from benchmarks.fuzz.victims import CANARY, SOURCES, Inapplicable, Victim, export_sources
 
@@ -31,6 +31,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sources")
     export_sources(path)
     return path
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Path]:
+    """Where bundles are damaged, cleared afterwards: some of them are deeper than pytest could remove."""
+    room = tmp_path / "room"
+    yield room
+    clear(room)
 
 
 @pytest.fixture
@@ -51,18 +59,18 @@ def weights(model: onnx.ModelProto) -> TensorProto:
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_bundle_is_refused_in_a_line_or_two(kind: str, sources: Path, tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_refused_in_a_line_or_two(kind: str, sources: Path, room: Path) -> None:
     tally, seed = Tally(), list(DAMAGES).index(kind)
-    examine(sources, tmp_path / "room", seed, tally, seconds=3 if DAMAGES[kind].rare else SECONDS)
+    examine(sources, room, seed, tally, seconds=3 if DAMAGES[kind].rare else SECONDS)
     assert not tally.findings
     assert tally.outcomes[kind]
 
 
-def test_the_command_answers_in_a_line_or_two_and_by_its_exit_status(sources: Path, tmp_path: Path) -> None:
+def test_the_command_answers_in_a_line_or_two_and_by_its_exit_status(sources: Path, room: Path) -> None:
     kinds = list(DAMAGES)
     for kind in ("thousands listed", "terabytes"):
         seed = kinds.index(kind)
-        assert asked_by_command(sources, tmp_path / "room", range(seed, seed + 1)) == []
+        assert asked_by_command(sources, room, range(seed, seed + 1)) == []
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -79,9 +87,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, apply: Callable[[Victim], object], *,
     monkeypatch.setattr(campaign, "plan", lambda seed: planted)
 
 
-def findings(sources: Path, tmp_path: Path, seconds: float = SECONDS) -> list[str]:
+def findings(sources: Path, room: Path, seconds: float = SECONDS) -> list[str]:
     tally = Tally()
-    examine(sources, tmp_path / "room", 0, tally, seconds=seconds)
+    examine(sources, room, 0, tally, seconds=seconds)
     return [finding.what for finding in tally.findings]
 
 
@@ -91,18 +99,18 @@ def rephrase(victim: Victim) -> None:
 
 
 def test_a_damaged_bundle_that_is_verified_is_a_finding(
-    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, rephrase)
-    assert findings(sources, tmp_path) == ["verified"]
+    assert findings(sources, room) == ["verified"]
     plant(monkeypatch, rephrase, random=True)
-    assert findings(sources, tmp_path) == [], "the judge finds that no number changed"
+    assert findings(sources, room) == [], "the judge finds that no number changed"
 
 
-def test_a_damage_that_does_nothing_is_none(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damage_that_does_nothing_is_none(sources: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, lambda victim: victim.write(victim.content(), sealed=True))
     with pytest.raises(AssertionError, match="planted does nothing"):
-        findings(sources, tmp_path)
+        findings(sources, room)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +124,7 @@ def test_a_damage_that_does_nothing_is_none(sources: Path, tmp_path: Path, monke
 )
 def test_what_verify_may_not_do_is_a_finding(
     sources: Path,
-    tmp_path: Path,
+    room: Path,
     monkeypatch: pytest.MonkeyPatch,
     misbehave: Callable[[Path], object],
     finding: str,
@@ -125,12 +133,12 @@ def test_what_verify_may_not_do_is_a_finding(
         misbehave(path)
         raise genkit.VerificationFailed("it is damaged")
 
-    if "outside" in finding and not reads_are_noticed(tmp_path / "room"):
+    if "outside" in finding and not reads_are_noticed(room):
         pytest.skip("this file system does not keep the time of the last read")
     plant(monkeypatch, lambda victim: (victim.path / "README.md").unlink())
     monkeypatch.setattr(genkit, "verify", verify)
     monkeypatch.setattr(campaign, "_SLACK", 0.0)
-    (found,) = findings(sources, tmp_path, seconds=0.5)
+    (found,) = findings(sources, room, seconds=0.5)
     assert found.startswith(finding)
 
 
