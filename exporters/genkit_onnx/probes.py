@@ -35,16 +35,20 @@ def probes(inputs: Sequence[genkit.Value], cases: Sequence[genkit.Case]) -> dict
     return batches
 
 
-def inert(function: Callable[[genkit.Arrays], Mapping[str, Array]], batch: genkit.Arrays) -> dict[str, set[int]]:
-    """For each output, the probes (counted from 0) that leave it exactly as it is where nothing moves.
+def inert(
+    function: Callable[[genkit.Arrays], Mapping[str, Array]], batch: genkit.Arrays, noise: float = 0.0
+) -> dict[str, set[int]]:
+    """For each output, the probes (counted from 0) that leave it as it is where nothing moves, but for ``noise``.
 
     Rows are compared at the same place of two batches: kernels treat the last rows of a batch otherwise than the rest.
+    ``noise`` is relative to each number by itself.
     """
     moved = function(batch)
     still = function({name: np.repeat(array[:1], len(array), axis=0) for name, array in batch.items()})
     rows = range(1, len(next(iter(batch.values()))))
     return {
-        name: {row - 1 for row in rows if np.array_equal(array[row], still[name][row])} for name, array in moved.items()
+        name: {row - 1 for row in rows if np.allclose(array[row], still[name][row], rtol=noise, atol=0)}
+        for name, array in moved.items()
     }
 
 

@@ -90,3 +90,12 @@ def test_the_graph_proof_is_exact_where_onnx_or_float64_would_have_it_otherwise(
     }
     found = errors(tmp_path, 1.0, functions)
     assert max(found["graph proof"].values()) < 1e-3, found
+
+
+def test_what_cancels_is_no_reaction(tmp_path: Path) -> None:
+    norm = nn.InstanceNorm1d(3, affine=True)
+    nn.init.uniform_(norm.bias, 1, 2)
+    found = errors(tmp_path, 1.0, {"mean": nn.Sequential(nn.Unflatten(1, (3, 6)), norm, nn.AdaptiveAvgPool1d(1))})
+    assert found["graph proof"]["mean"] < 1e-3
+    (graph,) = genkit.Bundle.open(tmp_path / "bundle").manifest.graphs
+    assert graph.ignores["z"]["mean"] == tuple(range(18))
