@@ -14,13 +14,15 @@ import onnx
 import genkit
 from genkit_onnx.accuracy import rounding_errors
 from genkit_onnx.precision_proof import examine_reduced, in_the_place_of
-from genkit_onnx.proof import examine
+from genkit_onnx.proof import examine, faithful
 from genkit_onnx.protobuf import initializers
 from genkit_onnx.readme import readme
 from genkit_onnx.reduction import longest_reduction
 from genkit_onnx.structure import declared_opset, external_file, notes, one_line
 
 if TYPE_CHECKING:
+    import onnx_ir
+
     from genkit_onnx.reference import Reference
 
 _ROWS_OF_VERIFY = 7
@@ -141,7 +143,9 @@ class OnnxExporter:
             references.append((yield from _reference(graph, seed)))
         bundled = []
         for graph, reference in zip(offered, references, strict=True):
-            entry = (yield from self._build_graph(graph, reference, staging, about, opset, seed)) if reference else None
+            if reference is None:
+                continue
+            entry = yield from self._build_graph(graph, reference, staging, about, opset, seed, runtimes)
             bundled += [entry] if entry else []
         if len(bundled) < len(offered):
             return
@@ -157,11 +161,24 @@ class OnnxExporter:
         yield from _verify(genkit.Bundle.open(staging), runtimes, rows=None)
 
     def _build_graph(
-        self, graph: genkit.Graph, reference: Reference, staging: Path, about: Mapping[str, Any], opset: int, seed: int
+        self,
+        graph: genkit.Graph,
+        reference: Reference,
+        staging: Path,
+        about: Mapping[str, Any],
+        opset: int,
+        seed: int,
+        runtimes: Sequence[genkit.Runtime],
     ) -> Generator[genkit.Check, None, genkit.BundledGraph | None]:
         """Writes one graph and its golden vectors; nothing where its module has no translation."""
         from genkit_onnx.reference import compare_weights, digest
+        from genkit_onnx.spelling import CAREFUL_SPELLINGS
         from genkit_onnx.translate import save, translate
+
+        def write(model: onnx_ir.Model) -> genkit.BundledGraph:
+            entry = _entry(graph, reference, file.name, opset)
+            save(model, graph.name, file, notes(entry, about), self.inline_limit)
+            return _measured(entry, file)
 
         file = staging / f"{graph.name}.onnx"
         try:
@@ -172,9 +189,11 @@ class OnnxExporter:
         if digest(graph.module) != reference.weights:
             yield genkit.Check(graph.name, "translation", False, "the translation changed the module's own weights")
             return None
-        entry = _entry(graph, reference, file.name, opset)
-        save(model, graph.name, file, notes(entry, about), self.inline_limit)
-        entry = _measured(entry, file)
+        entry = write(model)
+        if not CAREFUL_SPELLINGS.keys().isdisjoint(node.op_type for node in model.graph) and not faithful(
+            entry, file, reference.cases, runtimes
+        ):
+            entry = write(translate(graph, opset, seed, careful=True))
         yield compare_weights(graph, initializers(onnx.load(file, load_external_data=False), staging))
         genkit.write_cases(staging, entry, reference.cases)
         return entry

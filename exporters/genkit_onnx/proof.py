@@ -77,6 +77,15 @@ def examine(
                 yield from guarded(graph, runtime.name, _runtime_proof(graph, model, moved, cases, runtime))
 
 
+def faithful(
+    graph: genkit.BundledGraph, file: Path, cases: Sequence[genkit.Case], runtimes: Sequence[genkit.Runtime]
+) -> bool:
+    """Whether the graph in ``file`` passes the proof of every runtime."""
+    model = onnx.load(file, load_external_data=False)
+    proofs = (guarded(graph, r.name, _runtime_proof(graph, model, file, cases, r)) for r in runtimes)
+    return all(check.ok for proof in proofs for check in proof)
+
+
 def open_elsewhere(graph: genkit.BundledGraph, file: Path, folder: Path) -> tuple[Path, ModelProto]:
     """A copy in an empty folder, and what is in it; its weights are where any reader may follow them.
 

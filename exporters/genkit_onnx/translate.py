@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir
@@ -18,12 +18,13 @@ import onnxscript.rewriter
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript import version_converter
-from onnxscript.rewriter.rules import common as rules
+from onnxscript.rewriter import RewriteRule
+from onnxscript.rewriter.rules import common
 from torch import nn
 
 import genkit
 from genkit_onnx.protobuf import annotate, annotated
-from genkit_onnx.spelling import SPELLINGS
+from genkit_onnx.spelling import CAREFUL_SPELLINGS, SPELLINGS
 
 OLDEST_OPSET = 18
 """What is traced: PyTorch's own, and the oldest that it writes."""
@@ -40,7 +41,7 @@ _EXAMPLE_ROWS = 3  # 0 and 1 are special to the tracer, which would take them fo
 # The default rules but those that fold a batch norm into the weights before it: folding rounds every weight once more,
 # and leaves values under the checkpoint's names that are not the checkpoint's. Runtimes fold by themselves.
 _RULES = [
-    getattr(rules, f"{name}_rule")
+    getattr(common, f"{name}_rule")
     for name in (
         "cast_cast",
         "no_op_cast",
@@ -60,15 +61,15 @@ _RULES = [
         "mul_by_1",
         "div_by_1",
     )
-    if hasattr(rules, f"{name}_rule")  # older versions of onnxscript have fewer
+    if hasattr(common, f"{name}_rule")  # older versions of onnxscript have fewer
 ] + SPELLINGS
 
 
-def translate(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:
+def translate(graph: genkit.Graph, opset: int, seed: int, *, careful: bool = False) -> onnx_ir.Model:
     """The graph's module as an ONNX model.
 
     It is traced for the oldest opset and converted upwards, so that operators of newer opsets which runtimes treat
-    freely (such as Gelu) do not appear.
+    freely (such as Gelu) do not appear. ``careful``: nor do those of ``CAREFUL_SPELLINGS``.
 
     Raises:
         ExportRefused: where torch.onnx cannot translate the module; the message is the cause, in one line.
@@ -91,7 +92,7 @@ def translate(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:
                 verbose=False,
             )
             assert program is not None
-            _clean(program.model, graph, opset)
+            _clean(program.model, graph, opset, [*_RULES, *CAREFUL_SPELLINGS.values()] if careful else _RULES)
             return program.model
     except Exception as error:  # the tracer runs the module's own code, which can raise anything
         raise genkit.ExportRefused(_cause(error)) from error
@@ -122,14 +123,14 @@ def save(model: onnx_ir.Model, name: str, file: Path, notes: Mapping[str, str], 
     file.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def _clean(model: onnx_ir.Model, graph: genkit.Graph, opset: int) -> None:
+def _clean(model: onnx_ir.Model, graph: genkit.Graph, opset: int, rules: Sequence[RewriteRule]) -> None:
     """Brings it to its opset, folds what is constant, removes what is unused, and gives everything a name."""
     passes.InlinePass()(model)
     if opset != OLDEST_OPSET:
         version_converter.convert_version(model, opset, fallback=False)
     for _ in range(2):  # what a rule rewrites may be foldable
         onnxscript.optimizer.fold_constants(model, should_fold=_without_weights)
-        onnxscript.rewriter.rewrite(model, _RULES)
+        onnxscript.rewriter.rewrite(model, rules)
     onnx_ir.passes.Sequential(
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedOpsetsPass(),

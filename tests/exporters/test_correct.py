@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from gate_helpers import export, normal
@@ -99,3 +100,13 @@ def test_what_cancels_is_no_reaction(tmp_path: Path) -> None:
     assert found["graph proof"]["mean"] < 1e-3
     (graph,) = genkit.Bundle.open(tmp_path / "bundle").manifest.graphs
     assert graph.ignores["z"]["mean"] == tuple(range(18))
+
+
+@pytest.mark.parametrize(("shift", "spelt_out"), [(0.0, False), (-20.0, True)])
+def test_a_sigmoid_is_spelt_out_where_onnxruntime_has_no_digits_of_it(
+    shift: float, spelt_out: bool, tmp_path: Path
+) -> None:
+    found = errors(tmp_path, 1.0, {"probability": lambda x: (x + shift).sigmoid()})
+    assert found["onnxruntime"]["probability"] < 4
+    operators = {node.op_type for node in onnx.load(tmp_path / "bundle" / "g.onnx").graph.node}
+    assert ("Sigmoid" in operators, "Exp" in operators) == (not spelt_out, spelt_out)
