@@ -81,7 +81,7 @@ class Parity:
 
     Args:
         report: on what does not depend on a runtime: the files, the graphs, reduced graphs.
-        cells: every graph in every installed runtime, graph by graph; none where the files are not those that were written.
+        cells: every graph in every installed runtime, graph by graph; none where the files are not those of the bundle.
         missing: the runtimes that could have been asked as well.
     """
 

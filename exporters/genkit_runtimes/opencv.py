@@ -16,7 +16,7 @@ class OpenCv:
     """``cv2.dnn``, in float32."""
 
     name = "opencv"
-    precision = "DNN_BACKEND_OPENCV DNN_TARGET_CPU"
+    precision = "the types of the graph; its graph engine has no other setting"
 
     def __init__(self) -> None:
         self._cv2 = library("cv2", "opencv-python-headless")
@@ -29,8 +29,6 @@ class OpenCv:
             net = self._cv2.dnn.readNetFromONNX(str(path))
         except self._cv2.error as error:
             raise genkit.Unsupported(" ".join(str(error).split())) from error
-        net.setPreferableBackend(self._cv2.dnn.DNN_BACKEND_OPENCV)
-        net.setPreferableTarget(self._cv2.dnn.DNN_TARGET_CPU)
 
         def run(inputs: genkit.Arrays) -> dict[str, NDArray[Any]]:
             for name, array in inputs.items():

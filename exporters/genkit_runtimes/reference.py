@@ -35,6 +35,10 @@ class Reference:
         def run(inputs: genkit.Arrays) -> dict[str, NDArray[Any]]:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an overflow is judged by what comes of it
-                return dict(zip(evaluator.output_names, evaluator.run(None, dict(inputs)), strict=True))
+                try:
+                    outputs = evaluator.run(None, dict(inputs))
+                except Exception as error:  # what an operator cannot do, it finds out when it is run
+                    raise genkit.Unsupported(str(error)) from error
+            return dict(zip(evaluator.output_names, outputs, strict=True))
 
         return run
