@@ -11,4 +11,5 @@ def genkit_register(registry: genkit.Registry) -> None:
     registry.runtime("reference", "genkit_runtimes.reference:Reference")
     registry.runtime("openvino", "genkit_runtimes.openvino:OpenVino")
     registry.runtime("opencv", "genkit_runtimes.opencv:OpenCv")
+    registry.runtime("mnn", "genkit_runtimes.mnn:Mnn")
     registry.runtime("tract", "genkit_runtimes.tract:Tract")
