@@ -640,9 +640,9 @@ def _digest(content: Mapping[str, Any]) -> str:
 class Runtime(Protocol):
     """Something that runs an exported graph: registered with ``registry.runtime(name, factory)``.
 
-    The module of the factory has to import without the library that runs the graphs; the factory imports it, and
-    raises ``RuntimeMissing`` with the line that installs it where it is not there. So one plugin can offer many
-    runtimes, and those that nobody installed cost nothing and are listed by ``genkit runtimes`` all the same.
+    A runtime whose library is optional imports it when it is made, and not with its module; where the library is not
+    there, the factory raises ``RuntimeMissing`` with the line that installs it. So one plugin can offer many runtimes,
+    and those that nobody installed cost nothing and are listed by ``genkit runtimes`` all the same.
 
     Args:
         name: that it is registered under.

@@ -459,7 +459,7 @@ def _compare(bundle: Path, time_limit: float, as_json: bool) -> None:
     if not parity.ok:
         raise VerificationFailed(
             f"{bundle} does not compute everywhere what was exported: {parity.failures[0]} "
-            f"({len(parity.failures)} failures)"
+            f"({len(parity.failures)} of {len(parity.report.checks) + len(parity.cells)} failed)"
         )
     if not as_json:
         _say(f"{bundle} is verified")
@@ -551,7 +551,7 @@ def runtimes(as_json: AsJSON = False) -> None:
         print(json.dumps(list(map(asdict, found)), indent=2))
         return
     rows = [[info.name, info.plugin, info.version or "-", info.problem or info.precision] for info in found]
-    _table(["runtime", "plugin", "version", "float32 by, or why not"], rows)
+    _table(["runtime", "plugin", "version", "precision, or what is missing"], rows)
 
 
 @command

@@ -112,7 +112,8 @@ def list_runtimes(disabled: Iterable[str] = ()) -> list[RuntimeInfo]:
     disabled = list(disabled)
     registry = load_plugins(disabled).registry
     with closing(Child()) as child:
-        return [_describe(child, registry.get("runtime", name), disabled) for name in registry.names("runtime")]
+        entries = [registry.get("runtime", name) for name in registry.names("runtime")]
+        return [_describe(child, entry, SECONDS, disabled) for entry in entries]
 
 
 def compare_runtimes(path: str | Path, *, seconds: float = SECONDS, disabled: Iterable[str] = ()) -> Parity:
@@ -141,7 +142,7 @@ def compare_runtimes(path: str | Path, *, seconds: float = SECONDS, disabled: It
     missing = []
     for name in registry.names("runtime"):
         with closing(Child()) as child:
-            info = _describe(child, registry.get("runtime", name), disabled)
+            info = _describe(child, registry.get("runtime", name), seconds, disabled)
             if info.missing:
                 missing.append(info)
             elif not broken:
@@ -150,8 +151,8 @@ def compare_runtimes(path: str | Path, *, seconds: float = SECONDS, disabled: It
     return Parity(report, tuple(cells), tuple(missing))
 
 
-def _describe(child: Child, entry: Entry, disabled: list[str]) -> RuntimeInfo:
-    answer = child.ask({"task": "describe", "runtime": entry.name, "disabled": disabled}, SECONDS)
+def _describe(child: Child, entry: Entry, seconds: float, disabled: list[str]) -> RuntimeInfo:
+    answer = child.ask({"task": "describe", "runtime": entry.name, "disabled": disabled}, seconds)
     if "version" in answer:
         return RuntimeInfo(entry.name, entry.plugin, version=answer["version"], precision=answer["precision"])
     missing = answer.get("error") == "RuntimeMissing"
