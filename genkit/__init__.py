@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     from genkit.errors import InvalidRun as InvalidRun
     from genkit.errors import NoDensity as NoDensity
     from genkit.errors import PluginWarning as PluginWarning
+    from genkit.errors import RuntimeMissing as RuntimeMissing
     from genkit.errors import UnknownName as UnknownName
+    from genkit.errors import Unsupported as Unsupported
     from genkit.errors import VerificationFailed as VerificationFailed
     from genkit.files import cache_directory as cache_directory
     from genkit.files import write_atomically as write_atomically
@@ -71,6 +73,11 @@ if TYPE_CHECKING:
     from genkit.latent import LatentModel as LatentModel
     from genkit.loading import LoadedBundle as LoadedBundle
     from genkit.loading import load_bundle as load_bundle
+    from genkit.parity import Cell as Cell
+    from genkit.parity import Parity as Parity
+    from genkit.parity import RuntimeInfo as RuntimeInfo
+    from genkit.parity import compare_runtimes as compare_runtimes
+    from genkit.parity import list_runtimes as list_runtimes
     from genkit.plugins import Plugins as Plugins
     from genkit.plugins import load_plugins as load_plugins
     from genkit.proving import prove as prove
@@ -135,7 +142,9 @@ _HOMES = {
         "InvalidRun",
         "NoDensity",
         "PluginWarning",
+        "RuntimeMissing",
         "UnknownName",
+        "Unsupported",
         "VerificationFailed",
     ),
     "genkit.files": ("cache_directory", "write_atomically"),
@@ -154,6 +163,7 @@ _HOMES = {
     ),
     "genkit.latent": ("LatentModel",),
     "genkit.loading": ("LoadedBundle", "load_bundle"),
+    "genkit.parity": ("Cell", "Parity", "RuntimeInfo", "compare_runtimes", "list_runtimes"),
     "genkit.plugins": ("Plugins", "load_plugins"),
     "genkit.proving": ("prove",),
     "genkit.recipe": ("Choice", "Recipe", "TrainingOptions"),

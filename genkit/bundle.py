@@ -638,13 +638,29 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 class Runtime(Protocol):
-    """Something that runs an exported graph: registered with ``registry.runtime(name, factory)``."""
+    """Something that runs an exported graph: registered with ``registry.runtime(name, factory)``.
+
+    A runtime whose library is optional imports it when it is made, and not with its module; where the library is not
+    there, the factory raises ``RuntimeMissing`` with the line that installs it. So one plugin can offer many runtimes,
+    and those that nobody installed cost nothing and are listed by ``genkit runtimes`` all the same.
+
+    Args:
+        name: that it is registered under.
+        version: of the library.
+        precision: one line: what was set so that float32 is computed in float32.
+    """
 
     name: str
     version: str
+    precision: str
 
     def load(self, path: Path) -> Callable[[Arrays], dict[str, NDArray[Any]]]:
-        """Opens one graph. The function it returns maps named inputs to named outputs, in the graph's order."""
+        """Opens one graph. The function it returns maps named inputs to named outputs, in the graph's order.
+
+        Raises:
+            Unsupported: for a graph that this runtime cannot hold, which is not the graph's fault; the message is the
+                reason. The function may raise it as well, where a library finds out when it first runs.
+        """
         ...
 
 
@@ -696,4 +712,13 @@ class Exporter(Protocol):
 
     def verify(self, bundle: Bundle, runtimes: Sequence[Runtime]) -> Report:
         """Checks a bundle again, without torch."""
+        ...
+
+    def verify_on(self, bundle: Bundle, graph: BundledGraph, runtime: Runtime) -> Report:
+        """Checks that ``runtime`` gives the numbers of one graph, and nothing that does not depend on the runtime.
+
+        Every check is of the subject ``runtime.name``. In its ``measured``, ``unsupported`` is true where the runtime
+        cannot hold the graph; else ``rms`` and ``max`` are multiples of PyTorch's own error and ``wrong`` counts whole
+        numbers, of an output's answers to the golden vectors. ``alone`` marks what only compares rows with one another.
+        """
         ...

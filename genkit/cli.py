@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ from genkit.errors import GenkitError, InvalidOption, PluginWarning, Verificatio
 
 if TYPE_CHECKING:
     from genkit.bundle import Manifest, Report
+    from genkit.parity import Parity
     from genkit.plugins import Plugins
 
 app = typer.Typer(
@@ -417,7 +419,8 @@ def export(
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `genkit export` wrote.")],
     runtime: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="One or more. Default: onnxruntime.")
+        list[str] | None,
+        typer.Option(metavar="NAME|all", help="One or more of `genkit runtimes`. Default: onnxruntime."),
     ] = None,
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="After which the answer is no.")] = 600,
     as_json: AsJSON = False,
@@ -425,6 +428,9 @@ def verify(
     """Check a bundle again: its files, its graphs and their numbers. Needs no torch."""
     from genkit.verification import verify
 
+    if "all" in (runtime or []):
+        _compare(bundle, time_limit, as_json)
+        return
     report = verify(bundle, runtime or ["onnxruntime"], seconds=time_limit, disabled=_Flags.disabled)
     if as_json:
         print(report.to_json(), end="")
@@ -437,6 +443,49 @@ def verify(
         )
     if not as_json:
         _say(f"{bundle} is verified")
+
+
+def _compare(bundle: Path, time_limit: float, as_json: bool) -> None:
+    """What ``verify`` does for all runtimes: a table of graph by runtime."""
+    from genkit.parity import compare_runtimes
+
+    parity = compare_runtimes(bundle, seconds=time_limit, disabled=_Flags.disabled)
+    if as_json:
+        print(parity.to_json(), end="")
+    else:
+        _print_report(parity.report)
+        _say("")
+        _print_parity(parity)
+    if not parity.ok:
+        raise VerificationFailed(
+            f"{bundle} does not compute everywhere what was exported: {parity.failures[0]} "
+            f"({len(parity.failures)} of {len(parity.report.checks) + len(parity.cells)} failed)"
+        )
+    if not as_json:
+        _say(f"{bundle} is verified")
+
+
+def _print_parity(parity: Parity) -> None:
+    from genkit.verification import TIMED
+
+    def figure(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2g}"
+
+    def time_of(seconds: float | None) -> str:
+        if seconds is None:
+            return "-"
+        return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+    rows = []
+    for cell in parity.cells:
+        times = [time_of(cell.seconds.get(rows)) for rows in TIMED]
+        runtime = " ".join(filter(None, (cell.runtime, cell.version)))
+        errors = figure(cell.rms), figure(cell.max), "-" if cell.wrong is None else str(cell.wrong)
+        rows.append([cell.graph, runtime, *errors, *times, cell.verdict, cell.reason])
+    batches = [f"batch {rows}" for rows in TIMED]
+    _table(["graph", "runtime", "rms error", "largest", "wrong codes", *batches, "verdict", ""], rows)
+    for info in parity.missing:
+        _say(f"not asked: {info.name}; {info.problem}")
 
 
 def _print_reduced(manifest: Manifest, precisions: Sequence[str]) -> None:
@@ -490,6 +539,19 @@ def components(as_json: AsJSON = False) -> None:
         print(json.dumps([{"kind": e.kind, "name": e.name, "plugin": e.plugin} for e in entries], indent=2))
         return
     _table(["kind", "name", "plugin"], [[e.kind, e.name, e.plugin] for e in entries])
+
+
+@command
+def runtimes(as_json: AsJSON = False) -> None:
+    """List the runtimes: the version of each, or what installs it."""
+    from genkit.parity import list_runtimes
+
+    found = list_runtimes(_Flags.disabled)
+    if as_json:
+        print(json.dumps(list(map(asdict, found)), indent=2))
+        return
+    rows = [[info.name, info.plugin, info.version or "-", info.problem or info.precision] for info in found]
+    _table(["runtime", "plugin", "version", "precision, or what is missing"], rows)
 
 
 @command

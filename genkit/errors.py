@@ -47,6 +47,16 @@ class InvalidBundle(GenkitError):
     """A path that is not a bundle, so that there is nothing to verify or to run."""
 
 
+class RuntimeMissing(GenkitError):
+    """A runtime whose library is not installed. The message ends with the line that installs it."""
+
+
+class Unsupported(GenkitError):
+    """A graph that a runtime cannot hold, such as one with an operator that it lacks. The message says what."""
+
+    status = 1
+
+
 class Diverged(GenkitError):
     """A training loss or a weight that is no longer finite."""
 

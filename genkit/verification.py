@@ -16,18 +16,24 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import IO, Any
 
-from genkit.bundle import MANIFEST, Bundle, Check, Report
+from genkit.bundle import MANIFEST, Arrays, Bundle, Check, Exporter, Function, Report, Runtime
 from genkit.errors import GenkitError, InvalidOption, PluginWarning, error_of
 from genkit.plugins import load_plugins
 
 SECONDS = 600.0
 """How long a bundle may take, unless it is said otherwise."""
+TIMED = (1, 64)
+"""The batch sizes at which the latency of a runtime is measured."""
+_TIMING, _MOST_CALLS = 0.2, 1000
+"""The seconds and the calls after which a latency is known well enough."""
 _LEAST_MEMORY, _MEMORY_FACTOR, _MEMORY_SHARE = 8 * 2**30, 32, 0.75
 """The bytes that a check may use: so many, or so many times the bundle's own, but not more of the machine's."""
 
@@ -58,7 +64,8 @@ def verify(
     Raises:
         InvalidBundle: where there is no bundle.
         VerificationFailed: for a manifest that cannot be read.
-        UnknownName: for a runtime, or an exporter that the bundle names, which is not installed.
+        UnknownName: for a runtime, or an exporter that the bundle names, which no plugin offers.
+        RuntimeMissing: for a runtime whose library is not installed.
     """
     if seconds <= 0:
         raise InvalidOption(f"seconds = {seconds}: a time limit is above 0")
@@ -70,14 +77,19 @@ def verify(
         return Report((Check("", "files", False, f"{MANIFEST}: changed after it was written"),))
     request = {"path": str(bundle.path.resolve()), "runtimes": list(runtimes), "disabled": list(disabled)}
     with _turn:
-        answer = _child.ask(request, seconds)
+        answer = _child.ask({"task": "verify", **request}, seconds)
     if "error" in answer:
         raise error_of(answer["error"], answer["message"])
+    return report_of(answer)
+
+
+def report_of(answer: dict[str, Any]) -> Report:
+    """The report that a child's answer holds."""
     return Report(tuple(Check(**check) for check in answer["checks"]))
 
 
-class _Child:
-    """The process that checks, and what it has said: one line of JSON for each line that it is asked."""
+class Child:
+    """A process that checks, and what it has said: one line of JSON for each line that it is asked."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -85,6 +97,7 @@ class _Child:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """What it answers to a ``task`` of ``_TASKS`` with its arguments, or the failed check that says why not."""
         process = self._started()
         try:
             assert process.stdin
@@ -104,7 +117,7 @@ class _Child:
             return answer
         return _no(f"the process that reads it {_epitaph(self._end(process))}")
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """Lets the child go, if there is one."""
         if self._process is not None:
             self._end(self._process)
@@ -138,8 +151,8 @@ class _Child:
         return process.wait()
 
 
-_child, _turn = _Child(), threading.Lock()
-atexit.register(_child.dismiss)
+_child, _turn = Child(), threading.Lock()
+atexit.register(_child.close)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_child.disown)
 
@@ -176,18 +189,57 @@ def serve() -> None:
             print(json.dumps(answer), file=answers, flush=True)
 
 
-def _answer(path: str, runtimes: Sequence[str], disabled: Sequence[str]) -> dict[str, Any]:
+def _answer(task: str, **arguments: Any) -> dict[str, Any]:
     try:
-        bundle = Bundle.open(Path(path))
-        registry = load_plugins(disabled).registry
-        exporter = registry.get("exporter", bundle.manifest.format).load()()
-        chosen = [registry.get("runtime", name).load()() for name in runtimes]
-        _limit_memory(bundle)
-        return asdict(exporter.verify(bundle, chosen))
+        return _TASKS[task](**arguments)
     except GenkitError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except (Exception, RecursionError) as error:
         return _no(f"it cannot be checked, {type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+
+
+def _verify(path: str, runtimes: Sequence[str], disabled: Sequence[str]) -> dict[str, Any]:
+    bundle = Bundle.open(Path(path))
+    registry = load_plugins(disabled).registry
+    exporter: Exporter = registry.get("exporter", bundle.manifest.format).load()()
+    chosen = [registry.get("runtime", name).load()() for name in runtimes]
+    _limit_memory(bundle)
+    return asdict(exporter.verify(bundle, chosen))
+
+
+def _verify_on(path: str, graph: str, runtime: str, disabled: Sequence[str]) -> dict[str, Any]:
+    """The report on one graph in one runtime, and where it holds, the seconds that a call takes, by batch size."""
+    bundle = Bundle.open(Path(path))
+    registry = load_plugins(disabled).registry
+    exporter: Exporter = registry.get("exporter", bundle.manifest.format).load()()
+    chosen: Runtime = registry.get("runtime", runtime).load()()
+    entry = next(entry for entry in bundle.manifest.graphs if entry.name == graph)
+    _limit_memory(bundle)
+    report = exporter.verify_on(bundle, entry, chosen)
+    if not report.ok:
+        return asdict(report)
+    function = chosen.load(bundle.file(entry.file))
+    timed = {str(case.rows): _latency(function, case.inputs) for case in bundle.cases(entry) if case.rows in TIMED}
+    return {**asdict(report), "seconds": timed}
+
+
+def _latency(function: Function, inputs: Arrays) -> float:
+    """The median of the seconds that a call takes, but for the first, which allocates."""
+    function(inputs)
+    seconds: list[float] = []
+    while sum(seconds) < _TIMING and len(seconds) < _MOST_CALLS:
+        started = time.perf_counter()
+        function(inputs)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)
+
+
+def _describe(runtime: str, disabled: Sequence[str]) -> dict[str, Any]:
+    found: Runtime = load_plugins(disabled).registry.get("runtime", runtime).load()()
+    return {"version": found.version, "precision": found.precision}
+
+
+_TASKS: dict[str, Callable[..., dict[str, Any]]] = {"verify": _verify, "verify_on": _verify_on, "describe": _describe}
 
 
 def _limit_memory(bundle: Bundle) -> None:

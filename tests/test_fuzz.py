@@ -267,7 +267,7 @@ def test_a_process_that_dies_with_the_answer_half_said_is_a_failed_check(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(genkit.verification, "_CHILD", "import os; os.write(1, b'{\"checks'); os._exit(3)")
-    genkit.verification._child.dismiss()
+    genkit.verification._child.close()
     assert failures(sources / "mlp") == ["the process that reads it ended with status 3"]
 
 

@@ -28,7 +28,7 @@ def _probe(*arguments: object) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["models"], ["models", "--json"], ["plugins"], ["components"]],
+    [["--help"], ["train", "--help"], ["models"], ["models", "--json"], ["plugins"], ["components"], ["runtimes"]],
     ids=" ".join,
 )
 def test_listing_never_imports_torch(arguments: list[str]) -> None:

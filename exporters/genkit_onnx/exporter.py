@@ -14,7 +14,7 @@ import onnx
 import genkit
 from genkit_onnx.accuracy import rounding_errors
 from genkit_onnx.precision_proof import examine_reduced, in_the_place_of
-from genkit_onnx.proof import examine, faithful
+from genkit_onnx.proof import examine, examine_on, faithful
 from genkit_onnx.protobuf import initializers
 from genkit_onnx.readme import readme
 from genkit_onnx.reduction import longest_reduction
@@ -108,6 +108,17 @@ class OnnxExporter:
     def verify(self, bundle: genkit.Bundle, runtimes: Sequence[genkit.Runtime]) -> genkit.Report:
         """Checks a bundle again, without torch. What is wrong with it is in the report; nothing is raised."""
         return genkit.Report(tuple(_verify(bundle, runtimes, rows=_ROWS_OF_VERIFY)))
+
+    def verify_on(self, bundle: genkit.Bundle, graph: genkit.BundledGraph, runtime: genkit.Runtime) -> genkit.Report:
+        """Checks that ``runtime`` gives the numbers of one graph. The rest of the bundle is for ``verify`` to check."""
+        changed = [genkit.Check(graph.name, runtime.name, False, c.detail) for c in bundle.check_files() if not c.ok]
+        if changed:
+            return genkit.Report(tuple(changed))
+        try:
+            file, cases = bundle.file(graph.file), bundle.cases(graph)
+        except genkit.VerificationFailed as error:
+            return genkit.Report((genkit.Check(graph.name, runtime.name, False, str(error)),))
+        return genkit.Report(tuple(examine_on(graph, file, cases, runtime)))
 
     def _build(
         self,

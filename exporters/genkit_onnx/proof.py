@@ -86,6 +86,23 @@ def faithful(
     return all(check.ok for proof in proofs for check in proof)
 
 
+def examine_on(
+    graph: genkit.BundledGraph, file: Path, cases: Sequence[genkit.Case], runtime: genkit.Runtime
+) -> Iterator[genkit.Check]:
+    """The part of ``examine`` that is about one runtime. Never raises for what is in the file."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        yield from guarded(graph, runtime.name, _alone_on(graph, file, cases, runtime, Path(elsewhere)))
+
+
+def _alone_on(
+    graph: genkit.BundledGraph, file: Path, cases: Sequence[genkit.Case], runtime: genkit.Runtime, folder: Path
+) -> Iterator[genkit.Check]:
+    moved, model = open_elsewhere(graph, file, folder)
+    if invalid := complaint(model):
+        raise Unusable(f"is not given what the checker rejects: {invalid}")
+    yield from _runtime_proof(graph, model, moved, cases, runtime)
+
+
 def open_elsewhere(graph: genkit.BundledGraph, file: Path, folder: Path) -> tuple[Path, ModelProto]:
     """A copy in an empty folder, and what is in it; its weights are where any reader may follow them.
 
@@ -112,6 +129,8 @@ def guarded(graph: genkit.BundledGraph, subject: str, checks: Iterator[genkit.Ch
         yield from checks
     except Unusable as error:
         yield genkit.Check(graph.name, subject, False, str(error))
+    except genkit.Unsupported as error:
+        yield genkit.Check(graph.name, subject, False, f"cannot hold the graph: {error}", {"unsupported": True})
     except Exception as error:  # a damaged file can make any reader raise anything: whatever it is, the answer is no
         yield genkit.Check(graph.name, subject, False, f"cannot be checked, {type(error).__name__}: {one_line(error)}")
 
@@ -181,10 +200,13 @@ def opened(runtime: genkit.Runtime, file: Path) -> genkit.Function:
     """The graph in ``file``, as a runtime runs it.
 
     Raises:
+        Unsupported: where the runtime cannot hold it, and says so.
         Unusable: where the runtime cannot open it.
     """
     try:
         return runtime.load(file)
+    except genkit.Unsupported:
+        raise
     except Exception as error:  # each runtime has classes of its own
         raise Unusable(f"{runtime.version} cannot open the graph: {one_line(error)}") from error
 
@@ -218,6 +240,8 @@ def ask(function: genkit.Function, inputs: genkit.Arrays, like: genkit.Arrays) -
     rows = len(next(iter(inputs.values())))
     try:
         found = {name: np.array(array) for name, array in function(inputs).items()}  # runtimes may reuse a buffer
+    except genkit.Unsupported:
+        raise
     except Exception as error:
         raise Unusable(f"fails at batch {rows}: {one_line(error)}") from error
     if list(found) != list(like):
@@ -256,6 +280,7 @@ def _accuracy(
                     detail = f"{name}: numbers up to {size:.2g} are off by {excess:.3g} times what PyTorch's own allow"
             if suspects and ok and deviation.rms >= REMARKABLE:
                 detail += f"; large for rounding, suspect {suspects}"
+                measured["suspects"] = suspects
             yield genkit.Check(graph.name, subject, ok, detail, {"output": name, **measured})
         else:
             wrong = wrong_codes(found, cases, name, exempt_ties=subject != "graph proof")
@@ -282,11 +307,11 @@ def _rows_alone(
         if name in graph.errors:
             deviation = Deviation.between(found, together, graph.errors[name])
             ok, detail, measured = deviation.judge(limits, f"{name}: rows alone against rows in a batch,")
-            yield genkit.Check(graph.name, subject, ok, detail, {"output": name, **measured})
+            yield genkit.Check(graph.name, subject, ok, detail, {"output": name, "alone": True, **measured})
         else:
             wrong = wrong_codes(found, cases, name, exempt_ties=True)
             detail = f"{name}: {wrong} whole numbers are wrong in rows alone, limit 0"
-            yield genkit.Check(graph.name, subject, not wrong, detail, {"output": name, "wrong": wrong})
+            yield genkit.Check(graph.name, subject, not wrong, detail, {"output": name, "alone": True, "wrong": wrong})
 
 
 def _reaction(

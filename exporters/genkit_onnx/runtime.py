@@ -19,6 +19,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     version: str = onnxruntime.__version__
+    precision = "no bfloat16 products, no approximate GELU, denormals as they are"
 
     def load(self, path: Path) -> Callable[[genkit.Arrays], dict[str, NDArray[Any]]]:
         """Opens one graph. The function it returns maps named inputs to named outputs, in the graph's order."""

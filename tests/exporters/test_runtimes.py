@@ -1,0 +1,294 @@
+"""A bundle in other people's runtimes: those that are installed, those that are not, and those that misbehave."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import tools
+from gate_helpers import decoder, encoder, export
+from helpers import Genkit
+from onnx import numpy_helper
+
+import genkit
+
+pytestmark = pytest.mark.xdist_group("runtimes")
+
+OURS = ["mnn", "opencv", "openvino", "reference", "tract"]
+
+STRANGE = """
+import os, signal
+import genkit
+from genkit_onnx.runtime import OnnxRuntime
+
+class Crashing:
+    name, version, precision = "crashing", "1", "none"
+    def load(self, path):
+        if path.name == "decoder.onnx":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return OnnxRuntime().load(path)
+
+class Lacking:
+    name, version, precision = "lacking", "1", "none"
+    def load(self, path):
+        raise genkit.Unsupported("it has no Tanh")
+
+class LackingAtFirstRun(Lacking):
+    name = "lacking_at_first_run"
+    def load(self, path):
+        return super().load
+
+class Rounding:
+    name, version, precision = "rounding", "1", "float16, which it does not say"
+    def load(self, path):
+        run = OnnxRuntime().load(path)
+        return lambda inputs: {name: y.astype("float16").astype("float32") for name, y in run(inputs).items()}
+
+def needy():
+    raise genkit.RuntimeMissing("needed is not installed: pip install needed")
+
+@genkit.hookimpl
+def genkit_register(registry):
+    for kind in (Crashing, Lacking, LackingAtFirstRun, Rounding):
+        registry.runtime(kind.name, kind)
+    registry.runtime("needy", needy)
+    registry.runtime("gone", "no_such_module:Runtime")
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "bundle"
+    export(path, encoder(), decoder())
+    return path
+
+
+@pytest.fixture
+def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin with strange runtimes, as an installer would leave it on the path."""
+    folder = tmp_path / "site"
+    information = folder / "strange-1.dist-info"
+    information.mkdir(parents=True)
+    (folder / "strange.py").write_text(STRANGE)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1\n")
+    (information / "entry_points.txt").write_text("[genkit]\nstrange = strange\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.fixture
+def hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A library that is made to look as if nobody had installed it."""
+    library: str = request.param
+    (tmp_path / "hiding").mkdir()
+    (tmp_path / "hiding" / f"{library}.py").write_text(f"raise ModuleNotFoundError(name={library!r})")
+    monkeypatch.syspath_prepend(str(tmp_path / "hiding"))
+    return library
+
+
+@cache
+def offered() -> dict[str, genkit.RuntimeInfo]:
+    return {info.name: info for info in genkit.list_runtimes()}
+
+
+def installed(name: str) -> str:
+    """The name, where its library is there; else the test cannot do without it."""
+    info = offered()[name]
+    if info.missing:
+        tools.missing(name, info.problem)
+    return name
+
+
+def edited(bundle: Path, copy: Path, *, reseal: bool) -> Path:
+    """A copy of which one weight of the decoder's 321,000 was doubled."""
+    shutil.copytree(bundle, copy)
+    model = onnx.load(copy / "decoder.onnx")
+    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == "net.2.weight"]
+    array = numpy_helper.to_array(weight).copy()
+    array[np.unravel_index(np.abs(array).argmax(), array.shape)] *= 2
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    (copy / "decoder.onnx").write_bytes(model.SerializeToString())
+    if reseal:
+        genkit.seal(copy, genkit.Bundle.open(copy).manifest)
+    return copy
+
+
+# Installed
+
+
+@pytest.mark.parametrize("runtime", OURS)
+def test_a_bundle_is_verified_in_every_runtime(bundle: Path, runtime: str) -> None:
+    report = genkit.verify(bundle, [installed(runtime)])
+    assert report.ok, str(report)
+    proofs = [c.measured for c in report.checks if (c.graph, c.subject) == ("decoder", runtime) and "rms" in c.measured]
+    assert [proof["output"] for proof in proofs] == ["x", "x"]
+    assert 0 < proofs[0]["rms"] < 16
+
+
+@pytest.mark.parametrize("runtime", OURS)
+def test_a_bundle_is_used_in_every_runtime(bundle: Path, runtime: str) -> None:
+    model = genkit.load_bundle(bundle, runtime=installed(runtime), verify=False)
+    case = genkit.Bundle.open(bundle).cases(model.graphs["encoder"])[-1]
+    mean, log_var = model.encode(case.inputs["x"])
+    np.testing.assert_allclose(mean, case.references["mean"], atol=1e-5)
+    np.testing.assert_allclose(log_var, case.references["log_var"], atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", *OURS])
+def test_an_edited_decoder_fails_in_each_runtime(bundle: Path, tmp_path: Path, runtime: str) -> None:
+    path = edited(bundle, tmp_path / "copy", reseal=False)
+    assert {check.subject for check in genkit.verify(path, [installed(runtime)]).failures} == {"files"}
+    genkit.seal(path, genkit.Bundle.open(path).manifest)
+    failed = {(check.graph, check.subject) for check in genkit.verify(path, [runtime]).failures}
+    assert failed == {("decoder", "graph proof"), ("decoder", runtime)}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "body", "reason"),
+    [
+        ("openvino", "x = Det(z)", "No conversion rule found for operations: Det-18"),
+        ("tract", "x = Det(z)", "Unimplemented(Det)"),
+        ("mnn", "y = OptionalGetElement(z) x = ReduceSum(y)", "Op Not Support: ONNX::Optional"),
+        ("opencv", "s = Constant<value_int=2>() y = STFT(z, s, , s) x = ReduceSum(z)", "parse error"),
+    ],
+)
+def test_an_operator_that_a_runtime_lacks_is_said_by_its_loader(
+    tmp_path: Path, runtime: str, body: str, reason: str
+) -> None:
+    text = f'<ir_version: 10, opset_import: ["" : 18]> g (float[batch,4,4] z) => (float[batch] x) {{ {body} }}'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "lacking.onnx")
+    found = genkit.load_plugins().registry.get("runtime", installed(runtime)).load()()
+    with pytest.raises(genkit.Unsupported) as refused:
+        found.load(tmp_path / "lacking.onnx")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+# Not installed
+
+
+@pytest.mark.parametrize(
+    ("hidden", "runtime", "remedy"),
+    [
+        ("openvino", "openvino", "pip install openvino"),
+        ("cv2", "opencv", "pip install opencv-python-headless"),
+        ("tract", "tract", "pip install tract"),
+        ("MNN", "mnn", "pip install MNN"),
+    ],
+    indirect=["hidden"],
+)
+def test_a_runtime_that_is_not_installed_is_listed_with_what_installs_it(
+    here: Genkit, bundle: Path, hidden: str, runtime: str, remedy: str
+) -> None:
+    said = f"{hidden} is not installed: {remedy}"
+    (line,) = [line for line in here("runtimes").stdout.splitlines() if line.startswith(runtime)]
+    assert line.split() == [runtime, "runtimes", "-", *said.split()]
+    (entry,) = [entry for entry in json.loads(here("runtimes", "--json").stdout) if entry["name"] == runtime]
+    assert (entry["missing"], entry["version"], entry["problem"]) == (True, None, said)
+    asked = here("verify", bundle, "--runtime", runtime, check=False)
+    assert (asked.returncode, asked.stdout, asked.stderr) == (2, "", f"error: {said}\n")
+
+
+def test_what_is_installed_is_listed_with_its_version_and_what_keeps_it_precise(here: Genkit) -> None:
+    listed = {entry["name"]: entry for entry in json.loads(here("runtimes", "--json").stdout)}
+    assert {name for name, entry in listed.items() if entry["plugin"] == "runtimes"} == set(OURS)
+    assert listed["reference"]["version"] == onnx.__version__
+    assert listed[installed("openvino")]["precision"].startswith("INFERENCE_PRECISION_HINT=f32")
+
+
+def test_no_library_is_imported_before_it_is_needed() -> None:
+    libraries = "{'MNN', 'openvino', 'cv2', 'tract', 'onnx'}"
+    code = f"import sys, genkit; genkit.load_plugins(); print({libraries} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+# All of them
+
+
+def test_the_table_has_every_graph_in_every_installed_runtime(here: Genkit, bundle: Path) -> None:
+    found = json.loads(here("verify", bundle, "--runtime", "all", "--json").stdout)
+    there = sorted(name for name, info in offered().items() if not info.missing)
+    assert found["ok"]
+    assert [(c["graph"], c["runtime"]) for c in found["cells"]] == [
+        (graph, runtime) for graph in ("encoder", "decoder") for runtime in there
+    ]
+    assert {check["subject"] for check in found["checks"]} == {"structure", "golden vectors", "graph proof", "files"}
+    for cell in found["cells"]:
+        assert cell["verdict"] == "ok", cell
+        assert cell["version"] == offered()[cell["runtime"]].version
+        assert 0 < cell["rms"] < 16
+        assert 0 < cell["max"] < 32
+        assert set(cell["seconds"]) == {"1", "64"}
+        assert all(seconds > 0 for seconds in cell["seconds"].values())
+    assert {each["name"] for each in found["missing"]} == offered().keys() - set(there)
+
+
+@pytest.mark.usefixtures("strange")
+def test_one_that_crashes_is_a_cell_and_what_cannot_hold_a_graph_is_no_failure(here: Genkit, bundle: Path) -> None:
+    asked = here("verify", bundle, "--runtime", "all", "--disable-plugin", "runtimes", check=False)
+    assert asked.returncode == 1
+    assert "does not compute everywhere what was exported: encoder: gone: no answer, the runtime 'gone'" in asked.stderr
+    assert "(5 of " in asked.stderr, "of gone and rounding two each, of crashing one, of those that lack none"
+    lines = {tuple(line.split()[:2]): line for line in asked.stdout.splitlines()}
+    assert "no answer    the process that reads it was killed by SIGSEGV" in lines["decoder", "crashing"]
+    assert lines["encoder", "crashing"].endswith(" ok")
+    for name in ("lacking", "lacking_at_first_run"):
+        assert "unsupported  cannot hold the graph: it has no Tanh" in lines["encoder", name]
+    assert "wrong        x: rms error" in lines["decoder", "rounding"]
+    assert lines["decoder", "onnxruntime"].endswith(" ok"), "what comes after a crash"
+    assert "not asked: needy; needed is not installed: pip install needed" in asked.stdout
+
+
+@pytest.mark.usefixtures("strange")
+def test_what_cannot_hold_a_graph_is_a_failure_where_it_was_asked_for(here: Genkit, bundle: Path) -> None:
+    asked = here("verify", bundle, "--runtime", "lacking", check=False)
+    assert asked.returncode == 1
+    assert "lacking: cannot hold the graph: it has no Tanh" in asked.stderr
+
+
+def test_an_edited_decoder_is_wrong_in_the_table(here: Genkit, bundle: Path, tmp_path: Path) -> None:
+    path = edited(bundle, tmp_path / "copy", reseal=True)
+    asked = here("verify", path, "--runtime", "all", "--json", "--disable-plugin", "runtimes", check=False)
+    cells = json.loads(asked.stdout)["cells"]
+    assert asked.returncode == 1
+    assert [(cell["graph"], cell["verdict"]) for cell in cells] == [("encoder", "ok"), ("decoder", "wrong")]
+
+
+def test_files_that_were_changed_are_given_to_no_runtime(bundle: Path, tmp_path: Path) -> None:
+    parity = genkit.compare_runtimes(edited(bundle, tmp_path / "copy", reseal=False))
+    assert not parity.ok
+    assert parity.cells == ()
+    assert parity.failures[0].startswith("files: decoder.onnx: changed")
+
+
+# The page
+
+
+def test_the_page_names_every_runtime_and_its_example_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "runtimes.md").read_text()
+    table = page.partition("\n| runtime |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {"onnxruntime", *OURS}
+    example: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], example)
+    monkeypatch.setitem(sys.modules, "fast", None)
+    with pytest.raises(genkit.RuntimeMissing, match="pip install fast"):
+        example["Fast"]()
+
+    def not_found(path: Path, **options: int) -> None:
+        raise LookupError(path)
+
+    monkeypatch.setitem(
+        sys.modules, "fast", SimpleNamespace(__version__="1", UnknownOperator=LookupError, open=not_found)
+    )
+    with pytest.raises(genkit.Unsupported):
+        example["Fast"]().load(Path("nowhere"))
