@@ -82,6 +82,16 @@ class Plugins:
         """Adds lifecycle hooks for the rest of this process, e.g. a progress display."""
         self.add(observer, Plugin(f"genkit:{name}", _IN_BOX, "in this process"))
 
+    def track(self, name: str) -> None:
+        """Adds the hooks of a new tracker of that name for the rest of this process.
+
+        Raises:
+            GenkitError: if there is none of that name, or something that it needs is not installed.
+        """
+        entry = self.registry.get("tracker", name)
+        owner = self.plugins[entry.plugin]
+        self.add(entry.load()(), Plugin(f"tracker {name}", owner.distribution, owner.version))
+
     def notify(self, hook: str, **arguments: Any) -> None:
         """Calls one lifecycle hook in every plugin. One that raises is reported and not called again."""
         for implementation in list(getattr(self._manager.hook, hook).get_hookimpls()):

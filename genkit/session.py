@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+NO_TRACKER = "none"
+"""In the place of a tracker's name: whatever the run was given before, nothing follows it now."""
+
 _SAMPLES_OF_A_MEAN = 32
 """Of a posterior whose mean has no formula."""
 _OBSERVATIONS_OF_A_LOSS = 2000
@@ -100,13 +103,21 @@ def plan(
 
 
 def carry_out(
-    plan: Plan, plugins: Plugins, *, device: str | None, data_dir: Path | None, init_from: Path | None
+    plan: Plan,
+    plugins: Plugins,
+    *,
+    device: str | None,
+    data_dir: Path | None,
+    init_from: Path | None,
+    trackers: Sequence[str] | None = None,
 ) -> tuple[Run, str]:
     """Trains as planned; gives the run, and ``finished`` or the name of the signal that interrupted it.
 
-    What is None is as it was when the run was begun: the device, the data's folder, the weights to start from.
+    What is None is as it was when the run was begun: the device, the data's folder, the weights to start from, and the
+    trackers, which are those that the run was last given.
     """
     begun = Run.open(plan.path).environment if plan.begun else {}
+    following = _track(plugins, trackers, begun.get("trackers", []))
     place = choose_device(device or begun.get("device_type", "auto"))
     data_dir, init_from = data_dir or _path(begun.get("data_dir")), init_from or _path(begun.get("init_from"))
     fresh = not (plan.begun and Run(plan.path).checkpoints())
@@ -119,9 +130,29 @@ def carry_out(
     if plan.begun:
         run = Run.open(plan.path)
         run.recipe = plan.recipe
+        if trackers is not None:
+            run.remember(trackers=following)
     else:
-        run = Run.create(plan.path, plan.recipe, environment(plan.recipe, plugins, place, data_dir, init_from))
+        made = environment(plan.recipe, plugins, place, data_dir, init_from) | {"trackers": following}
+        run = Run.create(plan.path, plan.recipe, made)
     return run, trainer.fit(run)
+
+
+def _track(plugins: Plugins, asked: Sequence[str] | None, remembered: Sequence[str]) -> list[str]:
+    """Has the trackers that were asked for, or else those of before, follow the run; gives their names."""
+    names = list(dict.fromkeys(remembered if asked is None else asked))
+    if NO_TRACKER in names:
+        if len(names) > 1:
+            raise InvalidOption(f"--tracker {NO_TRACKER}: it means that nothing follows the run; leave the others out")
+        return []
+    for name in names:
+        try:
+            plugins.track(name)
+        except GenkitError as error:
+            if asked is not None:
+                raise
+            raise type(error)(f"{error}\nThe run has been followed by it; without: --tracker {NO_TRACKER}") from error
+    return names
 
 
 @dataclass(frozen=True)
@@ -372,20 +403,10 @@ def _commit(name: str) -> str | None:
 def _require_same(path: Path, saved: Recipe, asked: Recipe) -> None:
     """A resumed run is the run that was begun; only what changes nothing already done may differ."""
     free = {"training.workers"} | ({"training.epochs"} if saved.training.schedule == "constant" else set())
-    before, now = _flat(saved.to_mapping()), _flat(asked.to_mapping())
+    before, now = saved.flat(), asked.flat()
     for key in sorted(before.keys() | now.keys()):
         if key not in free and before.get(key) != now.get(key):
             raise InvalidRun(
                 f"the run {path} was begun with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
                 "resume it as it is, or begin another with a new --out"
             )
-
-
-def _flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            flat |= {f"{key}.{k}": v for k, v in value.items()}
-        else:
-            flat[key] = value
-    return flat
