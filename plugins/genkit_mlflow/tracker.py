@@ -44,9 +44,9 @@ class MLflow:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or kept.get("tracking_uri") or get_tracking_uri()
         client = MlflowClient(uri)
         self.id = kept.get("run_id") or create(client, run)
+        self.steps = int(client.get_run(self.id).data.metrics.get("step", 0))
         public = re.sub(r"//[^/@]*@", "//", uri)  # a run directory is shown around; passwords are not
         genkit.write_atomically(file, (json.dumps({"tracking_uri": public, "run_id": self.id}) + "\n").encode())
-        self.steps = int(client.get_run(self.id).data.metrics.get("step", 0))
         client.update_run(self.id, status="RUNNING")
         self.client = client
         for row in run.metrics():

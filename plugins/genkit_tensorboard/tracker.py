@@ -33,7 +33,7 @@ class TensorBoard:
         self.writer = writer = SummaryWriter(str(folder), purge_step=epoch + 1)
         recipe = run.recipe
         experiment, session, _ = hparams(
-            {key: value if isinstance(value, (int, float)) else str(value) for key, value in recipe.flat().items()},
+            {k: v if v is None or isinstance(v, (int, float)) else str(v) for k, v in recipe.flat().items()},
             dict.fromkeys(["train/loss", "test/loss"] if recipe.training.evaluate_every else ["train/loss"]),
         )
         assert writer.file_writer is not None, "it is there until the writer is closed"

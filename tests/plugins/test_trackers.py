@@ -137,6 +137,40 @@ def test_mlflow_reads_the_curves_the_options_and_the_pictures_of_the_run(followe
     assert Path(copy).read_bytes() == (followed / "samples" / "epoch_0002.png").read_bytes()
 
 
+def test_what_mlflow_missed_while_it_was_away_it_is_given_when_it_is_back(
+    here: Genkit, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    quick = ["--set", "dataset.limit=128", "--set", "training.sample_every=0", "--tracker", "mlflow"]
+    here("train", "--model", "mnist_vae", "--epochs", 1, *quick, "--out", run)
+    kept = (run / "mlflow.json").read_text()
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+        away.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        assert "switched off" in here("train", "--out", run, "--resume", "--epochs", 2).stderr
+    assert (run / "mlflow.json").read_text() == kept
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # where the run is, the run knows
+    assert not here("train", "--out", run, "--resume", "--epochs", 3).stderr
+    client, found = in_mlflow(store, run)
+    assert history(client, found) == curves(run)
+    assert [epoch for epoch, _ in curves(run)["train/loss"]] == [1, 2, 3]
+
+
+def test_no_password_of_a_server_is_left_in_the_run_directory(
+    here: Genkit, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("genkit_mlflow.tracker.MlflowClient", lambda uri: asked.append(uri) or MlflowClient(store))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:secret@example.org/mlflow")
+    run = tmp_path / "run"
+    here(
+        "train", "--model", "mnist_vae", "--epochs", 0, "--set", "dataset.limit=64", "--tracker", "mlflow", "--out", run
+    )
+    assert asked == ["https://ada:secret@example.org/mlflow"]
+    assert json.loads((run / "mlflow.json").read_text())["tracking_uri"] == "https://example.org/mlflow"
+    assert not [path for path in run.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+
+
 # Resuming
 
 KILLED = """
