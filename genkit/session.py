@@ -7,7 +7,8 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -117,42 +118,45 @@ def carry_out(
     trackers, which are those that the run was last given.
     """
     begun = Run.open(plan.path).environment if plan.begun else {}
-    following = _track(plugins, trackers, begun.get("trackers", []))
-    place = choose_device(device or begun.get("device_type", "auto"))
-    data_dir, init_from = data_dir or _path(begun.get("data_dir")), init_from or _path(begun.get("init_from"))
-    fresh = not (plan.begun and Run(plan.path).checkpoints())
-    initial = Run.open(init_from).checkpoint("last") if init_from and fresh else None
-    with seeded(plan.recipe.training.seed):
-        task = assemble(plan.recipe, plugins.registry, data_dir)
-    if initial is not None:
-        initial.load_into(task.module)
-    trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
-    if plan.begun:
-        run = Run.open(plan.path)
-        run.recipe = plan.recipe
-        if trackers is not None:
-            run.remember(trackers=following)
-    else:
-        made = environment(plan.recipe, plugins, place, data_dir, init_from) | {"trackers": following}
-        run = Run.create(plan.path, plan.recipe, made)
-    return run, trainer.fit(run)
+    with _tracking(plugins, trackers, begun.get("trackers", [])) as following:
+        place = choose_device(device or begun.get("device_type", "auto"))
+        data_dir, init_from = data_dir or _path(begun.get("data_dir")), init_from or _path(begun.get("init_from"))
+        fresh = not (plan.begun and Run(plan.path).checkpoints())
+        initial = Run.open(init_from).checkpoint("last") if init_from and fresh else None
+        with seeded(plan.recipe.training.seed):
+            task = assemble(plan.recipe, plugins.registry, data_dir)
+        if initial is not None:
+            initial.load_into(task.module)
+        trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
+        if plan.begun:
+            run = Run.open(plan.path)
+            run.recipe = plan.recipe
+            if trackers is not None:
+                run.remember(trackers=following)
+        else:
+            made = environment(plan.recipe, plugins, place, data_dir, init_from) | {"trackers": following}
+            run = Run.create(plan.path, plan.recipe, made)
+        return run, trainer.fit(run)
 
 
-def _track(plugins: Plugins, asked: Sequence[str] | None, remembered: Sequence[str]) -> list[str]:
-    """Has the trackers that were asked for, or else those of before, follow the run; gives their names."""
+@contextmanager
+def _tracking(plugins: Plugins, asked: Sequence[str] | None, remembered: Sequence[str]) -> Iterator[list[str]]:
+    """Has the trackers that were asked for, or else those of before, follow what the block does; gives their names."""
     names = list(dict.fromkeys(remembered if asked is None else asked))
     if NO_TRACKER in names:
         if len(names) > 1:
             raise InvalidOption(f"--tracker {NO_TRACKER}: it means that nothing follows the run; leave the others out")
-        return []
-    for name in names:
-        try:
-            plugins.track(name)
-        except GenkitError as error:
-            if asked is not None:
-                raise
-            raise type(error)(f"{error}\nThe run has been followed by it; without: --tracker {NO_TRACKER}") from error
-    return names
+        names = []
+    with ExitStack() as trackers:
+        for name in names:
+            try:
+                trackers.enter_context(plugins.tracking(name))
+            except GenkitError as error:
+                if asked is not None:
+                    raise
+                remedy = f"The run has been followed by it; without: --tracker {NO_TRACKER}"
+                raise type(error)(f"{error}\n{remedy}") from error
+        yield names
 
 
 @dataclass(frozen=True)

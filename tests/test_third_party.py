@@ -45,13 +45,6 @@ def test_it_exports_a_verified_bundle_that_can_be_sampled(acme: Genkit, acme_run
     assert picture_size(tmp_path / "b.png")[0] >= 200
 
 
-def test_its_tracker_follows_the_runs_that_ask_for_it(acme: Genkit, acme_run: Path, tmp_path: Path) -> None:
-    acme("train", "--model", "acme", "--epochs", 1, "--tracker", "journal", "--out", tmp_path / "run")
-    (row,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert (tmp_path / "run" / "journal.txt").read_text() == f"1 {row['train']['loss']}\n"
-    assert not (acme_run / "journal.txt").exists()
-
-
 def test_labels_reach_the_components_that_use_them_and_no_other_graph(acme: Genkit, tmp_path: Path) -> None:
     run, bundle = tmp_path / "run", tmp_path / "bundle"
     acme("train", "--model", "acme", "--set", "dataset.labelled=true", "--epochs", 1, "--out", run)

@@ -13,6 +13,7 @@ from PIL import Image
 import genkit
 
 try:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 except ImportError as error:
@@ -27,9 +28,9 @@ class TensorBoard:
 
     @genkit.hookimpl
     def genkit_run_started(self, run: genkit.Run, epoch: int) -> None:
-        """Goes on after ``epoch``; a run that was not followed so far is given the curves of its past."""
+        """Withdraws what is there of later epochs, and adds what it has missed of the metrics so far."""
         folder = run.path / "tensorboard"
-        past = [] if folder.exists() else run.metrics()
+        told = last_epoch(folder) if folder.exists() else 0
         self.writer = writer = SummaryWriter(str(folder), purge_step=epoch + 1)
         recipe = run.recipe
         experiment, session, _ = hparams(
@@ -40,8 +41,9 @@ class TensorBoard:
         for summary in (experiment, session):  # add_hparams() would write a run of its own beside this one
             writer.file_writer.add_summary(summary)
         writer.add_text("recipe", f"```yaml\n{recipe.to_yaml()}```")
-        for row in past:
-            self.add(writer, row)
+        for row in run.metrics():
+            if row["epoch"] > told:
+                add(writer, row)
         writer.flush()
 
     @genkit.hookimpl
@@ -55,7 +57,7 @@ class TensorBoard:
     def genkit_epoch_ended(self, metrics: Mapping[str, Any]) -> None:
         """Has the epoch on the disk before the checkpoint that a resumed run will go on from."""
         if self.writer:
-            self.add(self.writer, metrics)
+            add(self.writer, metrics)
             self.writer.flush()
 
     @genkit.hookimpl
@@ -64,11 +66,17 @@ class TensorBoard:
         if self.writer:
             self.writer.close()
 
-    @staticmethod
-    def add(writer: SummaryWriter, metrics: Mapping[str, Any]) -> None:
-        """One line of ``metrics.jsonl``; NaN where it has null, which leaves a mark in the curve."""
-        scalars = {
-            f"{part}/{term}": value for part in ("train", "test") for term, value in metrics.get(part, {}).items()
-        }
-        for name, value in {**scalars, "images_per_second": metrics["images_per_second"]}.items():
-            writer.add_scalar(name, math.nan if value is None else value, metrics["epoch"])
+
+def last_epoch(folder: Path) -> int:
+    """The last epoch whose terms are there; 0: of none."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "images": 1}).Reload()
+    return max((point.step for tag in events.Tags()["scalars"] for point in events.Scalars(tag)), default=0)
+
+
+def add(writer: SummaryWriter, metrics: Mapping[str, Any]) -> None:
+    """One line of ``metrics.jsonl``; NaN where it has null, which leaves a mark in the curve."""
+    scalars = {"images_per_second": metrics["images_per_second"]}
+    for part in ("train", "test"):
+        scalars |= {f"{part}/{term}": value for term, value in metrics.get(part, {}).items()}
+    for name, value in scalars.items():
+        writer.add_scalar(name, math.nan if value is None else value, metrics["epoch"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import genkit as gk
 from genkit import session
+from genkit.plugins import Plugin
 
 pytestmark = [
     pytest.mark.xdist_group("trackers"),
@@ -303,27 +307,55 @@ def test_a_server_that_is_away_costs_a_warning(
     assert learned(tmp_path / "run") == learned(followed)
 
 
+def train(plugins: gk.Plugins, run: Path, tracker: str, epochs: int) -> None:
+    """Trains or resumes a run of a few images in this process."""
+    settings = [] if run.exists() else ["dataset.limit=128", "training.sample_every=0"]
+    plan = session.plan(
+        plugins.registry,
+        model="mnist_vae",
+        recipe_file=None,
+        settings=settings,
+        training={"epochs": epochs},
+        out=run,
+        resume=run.exists(),
+    )
+    done = session.carry_out(plan, plugins, device="cpu", data_dir=None, init_from=None, trackers=[tracker])
+    assert done[1] == "finished"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of tensorboard's own thread
-def test_a_full_disk_costs_a_warning(tmp_path: Path) -> None:
+def test_a_full_disk_costs_a_warning_and_what_was_missed_is_made_up_for_later(tmp_path: Path) -> None:
     class Fills:
         @gk.hookimpl
         def genkit_checkpoint_saved(self, run: gk.Run, epoch: int) -> None:
             if epoch == 1:
                 (file,) = (run.path / "tensorboard").iterdir()
-                file.unlink()
+                file.rename(run.path / "aside")
                 file.symlink_to("/dev/full")
 
-    plugins = gk.load_plugins()
+    plugins, run = gk.load_plugins(), tmp_path / "run"
     plugins.observe("fills", Fills())
-    settings = ["dataset.limit=128", "training.sample_every=0", "training.epochs=3"]
-    run = tmp_path / "run"
-    plan = session.plan(
-        plugins.registry, model="mnist_vae", recipe_file=None, settings=settings, training={}, out=run, resume=False
-    )
     with pytest.warns(gk.PluginWarning, match="'tracker tensorboard'.*genkit_epoch_ended.*No space left"):
-        _, outcome = session.carry_out(
-            plan, plugins, device="cpu", data_dir=None, init_from=None, trackers=["tensorboard"]
-        )
-    assert outcome == "finished"
+        train(plugins, run, "tensorboard", epochs=3)
     assert len(metrics(run)) == 3
+
+    (file,) = (run / "tensorboard").iterdir()
+    (run / "aside").replace(file)
+    assert [epoch for epoch, _ in scalars(run)["train/loss"]] == [1]
+    train(gk.load_plugins(), run, "tensorboard", epochs=4)
+    assert scalars(run) == in_float32(curves(run))
+    assert len(metrics(run)) == 4
+
+
+def test_the_tracker_on_the_page_works_and_follows_only_the_run_that_asked(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "trackers.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "page.py").write_text(code)
+    plugins = gk.load_plugins()
+    plugins.add(SimpleNamespace(**runpy.run_path(str(tmp_path / "page.py"))), Plugin("page", "page", "1"))
+    train(plugins, tmp_path / "run", "journal", epochs=2)
+    train(plugins, tmp_path / "other", "none", epochs=1)
+    lines = [f"{row['epoch']} {row['train']['loss']}" for row in metrics(tmp_path / "run")]
+    assert (tmp_path / "run" / "journal.txt").read_text().splitlines() == lines
+    assert not (tmp_path / "other" / "journal.txt").exists()
