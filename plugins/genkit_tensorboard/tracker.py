@@ -19,6 +19,9 @@ try:
 except ImportError as error:
     raise ImportError(f'it needs tensorboard: pip install "genkit-torch[tensorboard]" ({error})') from error
 
+_LAST = "images_per_second"
+"""What is written last of an epoch, and so says that the epoch is whole."""
+
 
 class TensorBoard:
     """Writes ``RUN/tensorboard``. The step of everything is its epoch, the number that ``--checkpoint`` takes."""
@@ -28,10 +31,10 @@ class TensorBoard:
 
     @genkit.hookimpl
     def genkit_run_started(self, run: genkit.Run, epoch: int) -> None:
-        """Withdraws what is there of later epochs, and adds what it has missed of the metrics so far."""
+        """Withdraws what is there of later epochs or of half an epoch, and adds what was missed of those so far."""
         folder = run.path / "tensorboard"
         told = last_epoch(folder) if folder.exists() else 0
-        self.writer = writer = SummaryWriter(str(folder), purge_step=epoch + 1)
+        self.writer = writer = SummaryWriter(str(folder), purge_step=min(epoch, told) + 1)
         recipe = run.recipe
         experiment, session, _ = hparams(
             {k: v if v is None or isinstance(v, (int, float)) else str(v) for k, v in recipe.flat().items()},
@@ -68,15 +71,13 @@ class TensorBoard:
 
 
 def last_epoch(folder: Path) -> int:
-    """The last epoch whose terms are there; 0: of none."""
+    """The last epoch that is there in whole; 0: none."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "images": 1}).Reload()
-    return max((point.step for tag in events.Tags()["scalars"] for point in events.Scalars(tag)), default=0)
+    return int(events.Scalars(_LAST)[-1].step) if _LAST in events.Tags()["scalars"] else 0
 
 
 def add(writer: SummaryWriter, metrics: Mapping[str, Any]) -> None:
     """One line of ``metrics.jsonl``; NaN where it has null, which leaves a mark in the curve."""
-    scalars = {"images_per_second": metrics["images_per_second"]}
-    for part in ("train", "test"):
-        scalars |= {f"{part}/{term}": value for term, value in metrics.get(part, {}).items()}
-    for name, value in scalars.items():
+    scalars = {f"{part}/{term}": value for part in ("train", "test") for term, value in metrics.get(part, {}).items()}
+    for name, value in {**scalars, _LAST: metrics[_LAST]}.items():
         writer.add_scalar(name, math.nan if value is None else value, metrics["epoch"])
