@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +175,23 @@ def test_no_password_of_a_server_is_left_in_the_run_directory(
     assert asked == ["https://ada:secret@example.org/mlflow"]
     assert json.loads((run / "mlflow.json").read_text())["tracking_uri"] == "https://example.org/mlflow"
     assert not [path for path in run.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+
+
+def test_a_term_that_was_not_finite_is_nan_in_both(followed: Path, store: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(followed, run, ignore=shutil.ignore_patterns("tensorboard", "mlflow.json"))
+    first, last = metrics(run)
+    last["test"]["kl"] = None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first, last)))
+    plugins = gk.load_plugins()
+    with plugins.tracking("tensorboard"), plugins.tracking("mlflow"):
+        plugins.notify("genkit_run_started", run=gk.Run(run), epoch=2, epochs=2, batches=2, device="cpu")
+        plugins.notify("genkit_run_ended", run=gk.Run(run), outcome="interrupted")
+    client, found = in_mlflow(store, run)
+    assert found.info.status == "KILLED"
+    for shown in (scalars(run), history(client, found)):
+        assert [math.isnan(value) for _, value in shown["test/kl"]] == [False, True]
+        assert [math.isnan(value) for _, value in shown["test/loss"]] == [False, False]
 
 
 # Resuming
