@@ -200,6 +200,10 @@ def train(
         Path | None, typer.Option(metavar="RUN", help="The folder to write. Default: runs/<model>-<time>.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|none", help="Follow the run with it; once or more. --resume remembers."),
+    ] = None,
 ) -> None:
     """Train a model."""
     from genkit import progress, session
@@ -221,7 +225,9 @@ def train(
         return
     plugins.observe("progress", progress.for_console(stdout))
     started = time.perf_counter()
-    run, outcome = session.carry_out(plan, plugins, device=device, data_dir=data_dir, init_from=init_from)
+    run, outcome = session.carry_out(
+        plan, plugins, device=device, data_dir=data_dir, init_from=init_from, trackers=tracker
+    )
     if outcome != "finished":
         _say(f"Interrupted by {outcome}; everything up to this step is saved. To go on:")
         _say(f"  genkit train --out {run.path} --resume")
@@ -530,7 +536,7 @@ def models(as_json: AsJSON = False) -> None:
 
 @command
 def components(as_json: AsJSON = False) -> None:
-    """List the components, exporters and runtimes."""
+    """List the components, exporters, runtimes and trackers."""
     from genkit.registry import KINDS
 
     registry = _plugins().registry

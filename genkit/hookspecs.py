@@ -1,7 +1,8 @@
 """Every hook that a plugin can implement. Mark an implementation with ``@genkit.hookimpl``.
 
 A hook may take fewer arguments than it is offered. The lifecycle hooks are called in the training process, between
-steps; one that raises is reported and not called again, and training goes on.
+steps; one that raises is reported and not called again, and training goes on. A module's are called in every run, those
+of a tracker (``Registry.tracker``) in the runs that were asked for it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ hookspec = pluggy.HookspecMarker("genkit")
 
 @hookspec
 def genkit_register(registry: Registry) -> None:
-    """Contribute components, models, exporters and runtimes. Called once, before anything else; import no torch."""
+    """Contribute components, models, exporters, runtimes and trackers.
+
+    Called once, before anything else; import no torch.
+    """
 
 
 @hookspec

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -81,6 +82,23 @@ class Plugins:
     def observe(self, name: str, observer: object) -> None:
         """Adds lifecycle hooks for the rest of this process, e.g. a progress display."""
         self.add(observer, Plugin(f"genkit:{name}", _IN_BOX, "in this process"))
+
+    @contextmanager
+    def tracking(self, name: str) -> Iterator[None]:
+        """Adds the hooks of a new tracker of that name while the block runs.
+
+        Raises:
+            GenkitError: if there is none of that name, or something that it needs is not installed.
+        """
+        entry = self.registry.get("tracker", name)
+        owner, label = self.plugins[entry.plugin], f"tracker {name}"
+        self.add(entry.load()(), Plugin(label, owner.distribution, owner.version))
+        try:
+            yield
+        finally:
+            del self.plugins[label]
+            if self._manager.has_plugin(label):  # it was not switched off
+                self._manager.unregister(name=label)
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Calls one lifecycle hook in every plugin. One that raises is reported and not called again."""

@@ -25,14 +25,21 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Runs the block from ``seed`` and leaves every random state as it found it."""
+def preserved() -> Iterator[None]:
+    """Leaves every random state as it found it, whatever the block draws."""
     states = states_as_tensors()
-    seed_all(seed)
     try:
         yield
     finally:
         restore_states(states)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Runs the block from ``seed`` and leaves every random state as it found it."""
+    with preserved():
+        seed_all(seed)
+        yield
 
 
 def states_as_tensors() -> dict[str, Tensor]:

@@ -131,6 +131,16 @@ class Recipe:
         mapping["training"] = {f.name: getattr(self.training, f.name) for f in fields(self.training)}
         return mapping
 
+    def flat(self) -> dict[str, Any]:
+        """Every option by the key that ``--set`` takes: ``{"encoder.hidden": 400, ...}``."""
+        flat: dict[str, Any] = {}
+        for key, value in self.to_mapping().items():
+            if isinstance(value, Mapping) and value:
+                flat |= {f"{key}.{k}": v for k, v in value.items()}
+            else:
+                flat[key] = value
+        return flat
+
     def to_yaml(self) -> str:
         """The text of a ``recipe.yaml``."""
         return yaml.safe_dump(self.to_mapping(), sort_keys=False, default_flow_style=None, width=120)

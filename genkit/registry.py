@@ -1,4 +1,4 @@
-"""What plugins contribute: components, models, exporters and runtimes, by kind and name."""
+"""What plugins contribute: components, models, exporters, runtimes and trackers, by kind and name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from genkit.errors import InvalidComponent, unknown
 from genkit.recipe import Recipe
 
-KINDS = ("model", "encoder", "decoder", "prior", "loss", "dataset", "exporter", "runtime")
+KINDS = ("model", "encoder", "decoder", "prior", "loss", "dataset", "exporter", "runtime", "tracker")
 
 Factory = Callable[..., Any] | str
 """A callable, or ``"package.module:Name"``, which is imported when it is first needed."""
@@ -75,6 +75,10 @@ class Registry:
     def runtime(self, name: str, factory: Factory) -> None:
         """Contributes ``factory() -> Runtime``, for ``genkit verify --runtime NAME``."""
         self._add("runtime", name, factory)
+
+    def tracker(self, name: str, factory: Factory) -> None:
+        """Contributes ``factory() -> object`` with lifecycle hooks, for ``genkit train --tracker NAME``."""
+        self._add("tracker", name, factory)
 
     def model(self, recipe: Recipe) -> None:
         """Contributes a model, under its recipe's name."""

@@ -193,6 +193,11 @@ class Run:
             return {}
         return environment
 
+    def remember(self, **facts: Any) -> None:
+        """Changes what ``environment`` says."""
+        self.environment.update(facts)
+        write_atomically(self.path / "environment.json", (json.dumps(self.environment, indent=2) + "\n").encode())
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, without one that was cut off."""
         path = self.path / "metrics.jsonl"

@@ -7,7 +7,8 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+NO_TRACKER = "none"
+"""In the place of a tracker's name: whatever the run was given before, nothing follows it now."""
 
 _SAMPLES_OF_A_MEAN = 32
 """Of a posterior whose mean has no formula."""
@@ -100,28 +104,59 @@ def plan(
 
 
 def carry_out(
-    plan: Plan, plugins: Plugins, *, device: str | None, data_dir: Path | None, init_from: Path | None
+    plan: Plan,
+    plugins: Plugins,
+    *,
+    device: str | None,
+    data_dir: Path | None,
+    init_from: Path | None,
+    trackers: Sequence[str] | None = None,
 ) -> tuple[Run, str]:
     """Trains as planned; gives the run, and ``finished`` or the name of the signal that interrupted it.
 
-    What is None is as it was when the run was begun: the device, the data's folder, the weights to start from.
+    What is None is as it was when the run was begun: the device, the data's folder, the weights to start from, and the
+    trackers, which are those that the run was last given.
     """
     begun = Run.open(plan.path).environment if plan.begun else {}
-    place = choose_device(device or begun.get("device_type", "auto"))
-    data_dir, init_from = data_dir or _path(begun.get("data_dir")), init_from or _path(begun.get("init_from"))
-    fresh = not (plan.begun and Run(plan.path).checkpoints())
-    initial = Run.open(init_from).checkpoint("last") if init_from and fresh else None
-    with seeded(plan.recipe.training.seed):
-        task = assemble(plan.recipe, plugins.registry, data_dir)
-    if initial is not None:
-        initial.load_into(task.module)
-    trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
-    if plan.begun:
-        run = Run.open(plan.path)
-        run.recipe = plan.recipe
-    else:
-        run = Run.create(plan.path, plan.recipe, environment(plan.recipe, plugins, place, data_dir, init_from))
-    return run, trainer.fit(run)
+    with _tracking(plugins, trackers, begun.get("trackers", [])) as following:
+        place = choose_device(device or begun.get("device_type", "auto"))
+        data_dir, init_from = data_dir or _path(begun.get("data_dir")), init_from or _path(begun.get("init_from"))
+        fresh = not (plan.begun and Run(plan.path).checkpoints())
+        initial = Run.open(init_from).checkpoint("last") if init_from and fresh else None
+        with seeded(plan.recipe.training.seed):
+            task = assemble(plan.recipe, plugins.registry, data_dir)
+        if initial is not None:
+            initial.load_into(task.module)
+        trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
+        if plan.begun:
+            run = Run.open(plan.path)
+            run.recipe = plan.recipe
+            if trackers is not None:
+                run.remember(trackers=following)
+        else:
+            made = environment(plan.recipe, plugins, place, data_dir, init_from) | {"trackers": following}
+            run = Run.create(plan.path, plan.recipe, made)
+        return run, trainer.fit(run)
+
+
+@contextmanager
+def _tracking(plugins: Plugins, asked: Sequence[str] | None, remembered: Sequence[str]) -> Iterator[list[str]]:
+    """Has the trackers that were asked for, or else those of before, follow what the block does; gives their names."""
+    names = list(dict.fromkeys(remembered if asked is None else asked))
+    if NO_TRACKER in names:
+        if len(names) > 1:
+            raise InvalidOption(f"--tracker {NO_TRACKER}: it means that nothing follows the run; leave the others out")
+        names = []
+    with ExitStack() as trackers:
+        for name in names:
+            try:
+                trackers.enter_context(plugins.tracking(name))
+            except GenkitError as error:
+                if asked is not None:
+                    raise
+                remedy = f"The run has been followed by it; without: --tracker {NO_TRACKER}"
+                raise type(error)(f"{error}\n{remedy}") from error
+        yield names
 
 
 @dataclass(frozen=True)
@@ -372,20 +407,10 @@ def _commit(name: str) -> str | None:
 def _require_same(path: Path, saved: Recipe, asked: Recipe) -> None:
     """A resumed run is the run that was begun; only what changes nothing already done may differ."""
     free = {"training.workers"} | ({"training.epochs"} if saved.training.schedule == "constant" else set())
-    before, now = _flat(saved.to_mapping()), _flat(asked.to_mapping())
+    before, now = saved.flat(), asked.flat()
     for key in sorted(before.keys() | now.keys()):
         if key not in free and before.get(key) != now.get(key):
             raise InvalidRun(
                 f"the run {path} was begun with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
                 "resume it as it is, or begin another with a new --out"
             )
-
-
-def _flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            flat |= {f"{key}.{k}": v for k, v in value.items()}
-        else:
-            flat[key] = value
-    return flat

@@ -14,7 +14,7 @@ _PROBE = """
 import json, sys
 from genkit.cli import main
 status = main(sys.argv[1:])
-heavy = [name for name in ("torch", "torchvision", "matplotlib") if name in sys.modules]
+heavy = [name for name in ("torch", "torchvision", "matplotlib", "tensorboard", "mlflow") if name in sys.modules]
 print("PROBE", json.dumps([status, heavy]))
 """
 

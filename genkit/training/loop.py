@@ -17,7 +17,7 @@ from genkit.errors import Diverged, InvalidComponent, InvalidRun
 from genkit.inference import evaluating
 from genkit.interfaces import Terms, unvalidated
 from genkit.pictures import Picture
-from genkit.random import derive, restore_states, seeded, states_as_tensors
+from genkit.random import derive, preserved, restore_states, seeded, states_as_tensors
 from genkit.recipe import TrainingOptions
 from genkit.run import Checkpoint, Position, Run, portable
 from genkit.task import Task, Turn
@@ -54,7 +54,7 @@ class Trainer:
 
     def __init__(self, task: Task, options: TrainingOptions, device: torch.device, notify: Notify) -> None:
         require_precision(device, options.precision)
-        self.task, self.options, self.device, self.notify = task, options, device, notify
+        self.task, self.options, self.device, self.hooks = task, options, device, notify
         self.module = task.module.to(device)
         self.turns = checked_turns(task.turns())
 
@@ -271,6 +271,10 @@ class Trainer:
                 f"the checkpoint {checkpoint.path} cannot be resumed ({type(error).__name__}: {error}); its "
                 "weights are whole: begin another run from them with --init-from"
             ) from None
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        with preserved():  # what a plugin draws, such as the name of a run, must not change what is learned
+            self.hooks(hook, **arguments)
 
     def warn(self, message: str) -> None:
         self.notify("genkit_warning", run=self.run, message=message)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import tree
@@ -264,6 +266,22 @@ def test_training_leaves_no_trace_in_the_random_state_or_the_global_flags(tmp_pa
     train(toy(lambda b: genkit.Terms((module(b.x) + torch.randn(1))[:, 0].square()), module), tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.are_deterministic_algorithms_enabled(), Normal(0.0, 1.0)._validate_args) == before[1:]
+
+
+def test_what_hooks_draw_changes_nothing_that_is_learned(tmp_path: Path) -> None:
+    def draw(*_: object, **__: object) -> None:
+        torch.rand(3), np.random.rand(3), random.random()
+
+    def noisy(batch: genkit.Batch) -> genkit.Terms:
+        noise = torch.rand(len(batch.x)) + np.random.rand() + random.random()
+        return genkit.Terms(module.a * batch.x.squeeze(1) * noise)
+
+    found = []
+    for name, notify in (("quiet", lambda *_, **__: None), ("drawing", draw)):
+        module = Scalars()
+        run = train(toy(noisy, module), tmp_path / name, notify, epochs=3)
+        found.append([row["train"] for row in rows(run)])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
