@@ -432,9 +432,10 @@ def verify(
     as_json: AsJSON = False,
 ) -> None:
     """Check a bundle again: its files, its graphs and their numbers. Needs no torch."""
+    from genkit.registry import ALL_RUNTIMES
     from genkit.verification import verify
 
-    if "all" in (runtime or []):
+    if ALL_RUNTIMES in (runtime or []):
         _compare(bundle, time_limit, as_json)
         return
     report = verify(bundle, runtime or ["onnxruntime"], seconds=time_limit, disabled=_Flags.disabled)

@@ -12,6 +12,12 @@ from genkit.recipe import Recipe
 
 KINDS = ("model", "encoder", "decoder", "prior", "loss", "dataset", "exporter", "runtime", "tracker")
 
+ALL_RUNTIMES = "all"
+"""In the place of a runtime's name: every one that is installed."""
+NO_TRACKER = "none"
+"""In the place of a tracker's name: whatever the run was given before, nothing follows it now."""
+_RESERVED = {"runtime": ALL_RUNTIMES, "tracker": NO_TRACKER}
+
 Factory = Callable[..., Any] | str
 """A callable, or ``"package.module:Name"``, which is imported when it is first needed."""
 
@@ -106,4 +112,6 @@ class Registry:
     def _add(self, kind: str, name: str, factory: Factory) -> None:
         if not callable(factory) and not (isinstance(factory, str) and factory.count(":") == 1):
             raise TypeError(f"the factory of {kind} {name!r} must be callable or 'module:Name', not {factory!r}")
+        if name == _RESERVED.get(kind):
+            raise ValueError(f"--{kind} {name} means something else; give the {kind} another name")
         self.add(Entry(kind, name, factory, self.plugin))

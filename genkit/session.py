@@ -28,7 +28,7 @@ from genkit.latent import LatentModel
 from genkit.plugins import Plugins
 from genkit.random import seeded
 from genkit.recipe import Recipe
-from genkit.registry import Registry
+from genkit.registry import NO_TRACKER, Registry
 from genkit.run import Checkpoint, Run, read_recipe
 from genkit.task import Graph, Task
 from genkit.training.batches import Batches, batches_of, for_measurement
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-
-NO_TRACKER = "none"
-"""In the place of a tracker's name: whatever the run was given before, nothing follows it now."""
 
 _SAMPLES_OF_A_MEAN = 32
 """Of a posterior whose mean has no formula."""

@@ -58,3 +58,5 @@ def test_a_factory_that_cannot_be_loaded_is_named_with_its_plugin() -> None:
         registry.get("encoder", "lost").load()
     with pytest.raises(TypeError, match="must be callable or 'module:Name'"):
         registry.encoder("no factory", 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="--runtime all means something else"):
+        registry.runtime("all", "genkit_nowhere:Runtime")

@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 NPM = {"onnxruntime-node": "1.30.0", "onnxruntime-web": "1.30.0"}
-PIP = {"openvino": "2026.4.1"}
 """What is installed for one session of tests, into a directory of its own."""
 
 
@@ -42,13 +40,6 @@ def install_npm(directory: Path) -> Path:
     environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
     _install([npm, "install", "--no-audit", "--no-fund", "--prefix", str(directory), *packages], environment)
     return directory / "node_modules"
-
-
-def install_pip(directory: Path) -> Path:
-    """``directory`` with the packages of ``PIP``, for PYTHONPATH; what they need themselves is installed already."""
-    packages = [f"{name}=={version}" for name, version in PIP.items()]
-    _install([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(directory), *packages])
-    return directory
 
 
 def _install(command: list[str], environment: dict[str, str] | None = None) -> None:
