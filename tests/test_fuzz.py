@@ -66,6 +66,15 @@ def test_a_damaged_bundle_is_refused_in_a_line_or_two(kind: str, sources: Path, 
     assert tally.outcomes[kind]
 
 
+@pytest.mark.parametrize("seed", [30813, 31273])
+def test_a_reference_that_is_made_to_look_as_if_rounding_decided_is_noticed(
+    seed: int, sources: Path, room: Path
+) -> None:
+    tally = Tally()
+    examine(sources, room, seed, tally)
+    assert not tally.findings
+
+
 def test_the_command_answers_in_a_line_or_two_and_by_its_exit_status(sources: Path, room: Path) -> None:
     kinds = list(DAMAGES)
     for kind in ("thousands listed", "terabytes"):
