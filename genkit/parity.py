@@ -108,7 +108,11 @@ class Parity:
 
 
 def list_runtimes(disabled: Iterable[str] = ()) -> list[RuntimeInfo]:
-    """Every runtime that a plugin offers, installed or not, by name."""
+    """Every runtime that a plugin offers, installed or not, by name. One that cannot be made is in it, with the reason.
+
+    Args:
+        disabled: plugins to leave unloaded.
+    """
     disabled = list(disabled)
     registry = load_plugins(disabled).registry
     with closing(Child()) as child:

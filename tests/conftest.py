@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,19 @@ def mnist_run(genkit: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("mnist_run") / "run"
     genkit("train", "--model", "mnist_vae", "--epochs", 2, "--set", "dataset.limit=512", "--out", run)
     return run
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """``install(name, code)`` leaves a plugin on the path, as an installer would."""
+
+    def install(name: str, code: str) -> None:
+        folder = tmp_path / "site"
+        information = folder / f"{name}-1.dist-info"
+        information.mkdir(parents=True)
+        (folder / f"{name}.py").write_text(code)
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (information / "entry_points.txt").write_text(f"[genkit]\n{name} = {name}\n")
+        monkeypatch.syspath_prepend(str(folder))
+
+    return install

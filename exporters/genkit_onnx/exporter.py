@@ -21,8 +21,6 @@ from genkit_onnx.reduction import longest_reduction
 from genkit_onnx.structure import declared_opset, external_file, notes, one_line
 
 if TYPE_CHECKING:
-    import onnx_ir
-
     from genkit_onnx.reference import Reference
 
 _ROWS_OF_VERIFY = 7
@@ -181,30 +179,30 @@ class OnnxExporter:
         seed: int,
         runtimes: Sequence[genkit.Runtime],
     ) -> Generator[genkit.Check, None, genkit.BundledGraph | None]:
-        """Writes one graph and its golden vectors; nothing where its module has no translation."""
+        """Writes one graph and its golden vectors; nothing where its module has no translation.
+
+        Where a runtime fails with an operator that has a careful spelling, the graph is written with that instead.
+        """
         from genkit_onnx.reference import compare_weights, digest
         from genkit_onnx.spelling import CAREFUL_SPELLINGS
         from genkit_onnx.translate import save, translate
 
-        def write(model: onnx_ir.Model) -> genkit.BundledGraph:
+        file = staging / f"{graph.name}.onnx"
+        for careful in (False, True):
+            try:
+                model = translate(graph, opset, seed, careful=careful)
+            except genkit.ExportRefused as error:
+                yield genkit.Check(graph.name, "translation", False, str(error))
+                return None
+            if digest(graph.module) != reference.weights:
+                yield genkit.Check(graph.name, "translation", False, "the translation changed the module's own weights")
+                return None
             entry = _entry(graph, reference, file.name, opset)
             save(model, graph.name, file, notes(entry, about), self.inline_limit)
-            return _measured(entry, file)
-
-        file = staging / f"{graph.name}.onnx"
-        try:
-            model = translate(graph, opset, seed)
-        except genkit.ExportRefused as error:
-            yield genkit.Check(graph.name, "translation", False, str(error))
-            return None
-        if digest(graph.module) != reference.weights:
-            yield genkit.Check(graph.name, "translation", False, "the translation changed the module's own weights")
-            return None
-        entry = write(model)
-        if not CAREFUL_SPELLINGS.keys().isdisjoint(node.op_type for node in model.graph) and not faithful(
-            entry, file, reference.cases, runtimes
-        ):
-            entry = write(translate(graph, opset, seed, careful=True))
+            entry = _measured(entry, file)
+            suspects = CAREFUL_SPELLINGS.keys() & {node.op_type for node in model.graph}
+            if not suspects or faithful(entry, file, reference.cases, runtimes):
+                break
         yield compare_weights(graph, initializers(onnx.load(file, load_external_data=False), staging))
         genkit.write_cases(staging, entry, reference.cases)
         return entry

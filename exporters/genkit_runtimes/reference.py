@@ -30,15 +30,12 @@ class Reference:
         try:
             evaluator = ReferenceEvaluator(str(path))
         except NotImplementedError as error:
-            raise genkit.Unsupported(str(error)) from error
+            raise genkit.Unsupported(str(error).partition("\n")[0]) from error  # what follows are all that it has
 
         def run(inputs: genkit.Arrays) -> dict[str, NDArray[Any]]:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an overflow is judged by what comes of it
-                try:
-                    outputs = evaluator.run(None, dict(inputs))
-                except Exception as error:  # what an operator cannot do, it finds out when it is run
-                    raise genkit.Unsupported(str(error)) from error
+                outputs = evaluator.run(None, dict(inputs))
             return dict(zip(evaluator.output_names, outputs, strict=True))
 
         return run

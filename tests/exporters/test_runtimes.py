@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,15 +76,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plugin with strange runtimes, as an installer would leave it on the path."""
-    folder = tmp_path / "site"
-    information = folder / "strange-1.dist-info"
-    information.mkdir(parents=True)
-    (folder / "strange.py").write_text(STRANGE)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1\n")
-    (information / "entry_points.txt").write_text("[genkit]\nstrange = strange\n")
-    monkeypatch.syspath_prepend(str(folder))
+def strange(install: Callable[[str, str], None]) -> None:
+    install("strange", STRANGE)
 
 
 @pytest.fixture
@@ -123,6 +117,13 @@ def edited(bundle: Path, copy: Path, *, reseal: bool) -> Path:
     return copy
 
 
+def written(folder: Path, body: str) -> Path:
+    """The file of a graph from z to x."""
+    text = f'<ir_version: 10, opset_import: ["" : 18]> g (float[batch,4,4] z) => (float[batch] x) {{ {body} }}'
+    onnx.save(onnx.parser.parse_model(text), folder / "written.onnx")
+    return folder / "written.onnx"
+
+
 # Installed
 
 
@@ -159,19 +160,26 @@ def test_an_edited_decoder_fails_in_each_runtime(bundle: Path, tmp_path: Path, r
         ("openvino", "x = Det(z)", "No conversion rule found for operations: Det-18"),
         ("tract", "x = Det(z)", "Unimplemented(Det)"),
         ("mnn", "y = OptionalGetElement(z) x = ReduceSum(y)", "Op Not Support: ONNX::Optional"),
+        ("reference", "x = GlobalLpPool(z)", "No registered implementation for operator 'GlobalLpPool'"),
         ("opencv", "s = Constant<value_int=2>() y = STFT(z, s, , s) x = ReduceSum(z)", "parse error"),
     ],
 )
 def test_an_operator_that_a_runtime_lacks_is_said_by_its_loader(
     tmp_path: Path, runtime: str, body: str, reason: str
 ) -> None:
-    text = f'<ir_version: 10, opset_import: ["" : 18]> g (float[batch,4,4] z) => (float[batch] x) {{ {body} }}'
-    onnx.save(onnx.parser.parse_model(text), tmp_path / "lacking.onnx")
+    file = written(tmp_path, body)
     found = genkit.load_plugins().registry.get("runtime", installed(runtime)).load()()
     with pytest.raises(genkit.Unsupported) as refused:
-        found.load(tmp_path / "lacking.onnx")
+        found.load(file)
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_what_fails_in_the_middle_of_a_graph_is_not_called_an_operator_that_is_lacking(tmp_path: Path) -> None:
+    file = written(tmp_path, "i = Constant<value_ints=[9]>() y = Gather<axis=1>(z, i) x = ReduceSum(y)")
+    run = genkit.load_plugins().registry.get("runtime", "reference").load()().load(file)
+    with pytest.raises(IndexError):
+        run({"z": np.zeros((1, 4, 4), np.float32)})
 
 
 # Not installed

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -65,15 +66,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plugin with bad runtimes, as an installer would leave it on the path."""
-    folder = tmp_path / "site"
-    information = folder / "misbehaving-1.dist-info"
-    information.mkdir(parents=True)
-    (folder / "misbehaving.py").write_text(MISBEHAVING)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: misbehaving\nVersion: 1\n")
-    (information / "entry_points.txt").write_text("[genkit]\nmisbehaving = misbehaving\n")
-    monkeypatch.syspath_prepend(str(folder))
+def misbehaving(install: Callable[[str, str], None]) -> None:
+    install("misbehaving", MISBEHAVING)
 
 
 def test_the_answer_of_the_child_is_that_of_the_exporter(bundle: Path) -> None:
