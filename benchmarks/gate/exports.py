@@ -75,7 +75,7 @@ def _weights(graph: genkit.Graph, model: ModelProto, folder: Path) -> Iterator[g
         yield compare_weights(graph, initializers(model, folder))
 
 
-Translate = Callable[[genkit.Graph, int, int], onnx_ir.Model]
+Translate = Callable[..., onnx_ir.Model]  # of a graph, an opset, a seed, and ``careful``
 
 
 @contextmanager

@@ -333,8 +333,8 @@ def draw_of_half_the_labels(seed: int) -> Iterator[Graphs]:
 
 def _rewritten(change: Callable[[onnx.ModelProto], None]) -> AbstractContextManager[None]:
     def changed(translate: Translate) -> Translate:
-        def run(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:
-            model = onnx_ir.to_proto(translate(graph, opset, seed))
+        def run(graph: genkit.Graph, opset: int, seed: int, **how: bool) -> onnx_ir.Model:
+            model = onnx_ir.to_proto(translate(graph, opset, seed, **how))
             change(model)
             return onnx_ir.from_proto(model)
 
@@ -360,11 +360,11 @@ def _of_another(change: Callable[[nn.Module], object]) -> AbstractContextManager
     """A translator that reads a copy of the module to which something was done."""
 
     def changed(translate: Translate) -> Translate:
-        def run(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:
+        def run(graph: genkit.Graph, opset: int, seed: int, **how: bool) -> onnx_ir.Model:
             other = copy.deepcopy(graph.module)
             with torch.no_grad():
                 change(other)
-            return translate(dataclasses.replace(graph, module=other), opset, seed)
+            return translate(dataclasses.replace(graph, module=other), opset, seed, **how)
 
         return run
 
@@ -396,9 +396,9 @@ def mutation_shared_with_the_reference(seed: int) -> Iterator[Graphs]:
     """A translator that rounds the weights of the very module from which the reference is computed."""
 
     def changed(translate: Translate) -> Translate:
-        def run(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:
+        def run(graph: genkit.Graph, opset: int, seed: int, **how: bool) -> onnx_ir.Model:
             graph.module.half().float()
-            return translate(graph, opset, seed)
+            return translate(graph, opset, seed, **how)
 
         return run
 
@@ -425,10 +425,10 @@ def mutation_before_the_next_reference(seed: int) -> Iterator[Graphs]:
     weighted(model, torch.Generator().manual_seed(seed))
 
     def changed(translate: Translate) -> Translate:
-        def run(graph: genkit.Graph, opset: int, seed: int) -> onnx_ir.Model:
+        def run(graph: genkit.Graph, opset: int, seed: int, **how: bool) -> onnx_ir.Model:
             if graph.name == "first":
                 model[1].half().float()
-            return translate(graph, opset, seed)
+            return translate(graph, opset, seed, **how)
 
         return run
 
@@ -444,7 +444,7 @@ def graph_of_another_name(seed: int) -> Iterator[Graphs]:
     graphs = SUBJECTS["mlp"](seed)
 
     def changed(translate: Translate) -> Translate:
-        return lambda graph, opset, seed: translate(graphs[1], opset, seed)
+        return lambda graph, opset, seed, **how: translate(graphs[1], opset, seed, **how)
 
     with translator(changed):
         yield graphs
@@ -456,7 +456,7 @@ def another_opset(seed: int) -> Iterator[Graphs]:
     """A translator that writes the opset that it likes best."""
 
     def changed(translate: Translate) -> Translate:
-        return lambda graph, opset, seed: translate(graph, 20, seed)
+        return lambda graph, opset, seed, **how: translate(graph, 20, seed, **how)
 
     with translator(changed):
         yield SUBJECTS["vq"](seed)
