@@ -97,5 +97,7 @@ def restore_optimizers(
         state: dict[int, dict[str, Any]] = {}
         for name in (name for name in values if name.startswith(prefix)):
             index, _, key = name.removeprefix(prefix).partition(".")
-            state.setdefault(int(index), {})[key] = values[name]
+            value = values[name]
+            # A checkpoint's file says where its tensors lie in memory, which is not where kernels are fastest.
+            state.setdefault(int(index), {})[key] = value.clone() if isinstance(value, torch.Tensor) else value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
