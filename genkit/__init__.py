@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from genkit.parity import RuntimeInfo as RuntimeInfo
     from genkit.parity import compare_runtimes as compare_runtimes
     from genkit.parity import list_runtimes as list_runtimes
+    from genkit.pictures import picture as picture
     from genkit.plugins import Plugins as Plugins
     from genkit.plugins import load_plugins as load_plugins
     from genkit.proving import prove as prove
@@ -92,6 +93,9 @@ if TYPE_CHECKING:
     from genkit.task import NoGraph as NoGraph
     from genkit.task import Task as Task
     from genkit.task import Turn as Turn
+    from genkit.trained import TrainedModel as TrainedModel
+    from genkit.trained import load as load
+    from genkit.trained import train as train
     from genkit.verification import verify as verify
 
 __version__ = "0.1.0"
@@ -164,6 +168,7 @@ _HOMES = {
     "genkit.latent": ("LatentModel",),
     "genkit.loading": ("LoadedBundle", "load_bundle"),
     "genkit.parity": ("Cell", "Parity", "RuntimeInfo", "compare_runtimes", "list_runtimes"),
+    "genkit.pictures": ("picture",),
     "genkit.plugins": ("Plugins", "load_plugins"),
     "genkit.proving": ("prove",),
     "genkit.recipe": ("Choice", "Recipe", "TrainingOptions"),
@@ -171,6 +176,7 @@ _HOMES = {
     "genkit.run": ("Run",),
     "torch.distributions": ("Distribution",),
     "genkit.task": ("Data", "Graph", "Input", "NoGraph", "Task", "Turn"),
+    "genkit.trained": ("TrainedModel", "load", "train"),
     "genkit.verification": ("verify",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

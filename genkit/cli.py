@@ -207,13 +207,15 @@ def train(
 ) -> None:
     """Train a model."""
     from genkit import progress, session
+    from genkit.run import read_recipe
 
+    if model and recipe:
+        raise InvalidOption("--model and --recipe: name one of them")
     plugins = _plugins()
     shortcuts = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "precision": precision, "seed": seed}
     plan = session.plan(
         plugins.registry,
-        model=model,
-        recipe_file=recipe,
+        model=read_recipe(recipe) if recipe else model,
         settings=set_ or [],
         training={name: value for name, value in shortcuts.items() if value is not None},
         out=out,
@@ -400,17 +402,13 @@ def export(
 ) -> None:
     """Write a bundle of graphs that are proven to match, or nothing."""
     from genkit import session
-    from genkit.bundle import REDUCED, Bundle
+    from genkit.bundle import Bundle
     from genkit.loading import sampling_chain
 
-    wanted = dict.fromkeys(precision or [])
-    for name in wanted:
-        if name not in ("fp32", *REDUCED):
-            raise InvalidOption(f"--precision {name}: it is one of fp32, {', '.join(REDUCED)}")
+    precisions = session.reduced_precisions(precision or [])
     plugins = _plugins()
     loaded = session.load(run, plugins.registry, checkpoint, "cpu", data_dir)
     target = out or run / "bundle"
-    precisions = [name for name in REDUCED if name in wanted]
     report = session.export(loaded, plugins, target, format_=format_, opset=opset, seed=seed, precisions=precisions)
     _print_report(report)
     _print_reduced(Bundle.open(target).manifest, precisions)

@@ -114,6 +114,19 @@ def reconstruct(model: LatentModel, x: Tensor, labels: Tensor | None = None, *, 
         return to_unit(step.likelihood.mean[0], model.spec.value_range).cpu()
 
 
+def decode(model: LatentModel, z: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> Tensor:
+    """The means of p(x|z) for ``z`` ``(B, *latent_shape)``, as of ``sample``."""
+    device = device_of(model)
+    pieces = []
+    with asking(model, seed):
+        for start in range(0, len(z), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            label = None if labels is None else labels[rows].to(device, torch.int64)
+            likelihood = model.likelihood(z[rows].to(device), label)
+            pieces.append(to_unit(likelihood.mean, model.spec.value_range).cpu())
+    return torch.cat(pieces)
+
+
 def encode(model: LatentModel, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
     """The encoder's outputs by name, ``(B, ...)`` each, for unscaled ``x`` ``(B, *event_shape)``."""
     if model.encoder is None:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from genkit.data import length, scale, take, to_unit
+from genkit.errors import InvalidOption
 from genkit.inference import reconstruct, sample
 from genkit.latent import LatentModel
 from genkit.random import seeded
@@ -33,6 +35,26 @@ def of(model: LatentModel, data: Data) -> Mapping[str, Picture]:
     if model.encoder is not None:
         pictures["reconstructions"] = lambda: reconstructions(model, data, 32)
     return pictures
+
+
+def picture(*groups: ArrayLike) -> Image:
+    """Draws observations: images as a grid, points as a scatter, anything else as rows of colours.
+
+    >>> genkit.picture(model.sample(16))
+    >>> genkit.picture(x, model.reconstruct(x))
+
+    Args:
+        groups: arrays of one shape ``(n, *event_shape)``; corresponding observations are drawn one above the other.
+            Images are ``(1 or 3, H, W)`` or ``(H, W)``, uint8 or floats in [0, 1].
+
+    Raises:
+        InvalidOption: for arrays of different shapes, or none.
+    """
+    tensors = [torch.as_tensor(group) for group in groups]
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len(set(shapes)) != 1 or len(shapes[0]) < 2:
+        raise InvalidOption(f"picture: arrays of shapes {shapes}; it takes one or more, all of one shape (n, ...)")
+    return draw_rows([t / 255 if t.dtype == torch.uint8 else t.float() for t in tensors])
 
 
 def samples(model: LatentModel, n: int, *, seed: int = 0, condition: int | None = None) -> Image:

@@ -174,28 +174,26 @@ class Recipe:
             line = f" at line {where.line + 1}" if where else ""
             raise InvalidOption(f"{source}: this is not YAML{line}; compare it with `genkit show mnist_vae`") from None
 
-    def with_settings(self, settings: Iterable[str]) -> Self:
-        """The recipe changed by ``K=V`` settings in order.
+    def with_settings(self, settings: Iterable[str] | Mapping[str, Any]) -> Self:
+        """The recipe changed by settings in order: ``K=V`` texts, or a mapping of the same keys to values.
 
         ``encoder=other`` replaces a component and drops the old one's options; ``encoder.width=8`` changes one.
         """
         mapping = self.to_mapping()
-        for setting in settings:
-            key, separator, text = setting.partition("=")
-            if not separator or not key:
-                raise InvalidOption(f"--set {setting}: settings are written KEY=VALUE, e.g. encoder.hidden=800")
-            head, *rest = key.strip().split(".")
+        pairs = settings.items() if isinstance(settings, Mapping) else map(_setting, settings)
+        for key, value in pairs:
+            head, *rest = key.split(".")
             if head not in _keys(type(self)):
                 raise unknown("recipe key", head, _keys(type(self)), "Keys")
             if not rest:
-                mapping[head] = _value(text)
+                mapping[head] = value
                 continue
             if isinstance(mapping[head], str):
                 mapping[head] = {"use": mapping[head]}
             if len(rest) != 1 or not isinstance(mapping[head], dict):
-                raise InvalidOption(f"--set {setting}: {head} = {mapping[head]!r} has no option {'.'.join(rest)!r}")
-            mapping[head][rest[0]] = _value(text)
-        return type(self).from_mapping(mapping, "--set")
+                raise InvalidOption(f"{key} = {value!r}: {head} = {mapping[head]!r} has no option {'.'.join(rest)!r}")
+            mapping[head][rest[0]] = value
+        return type(self).from_mapping(mapping, "settings")
 
     def with_training(self, **changes: Any) -> Self:
         """The recipe with some training options changed."""
@@ -219,6 +217,13 @@ def checked(name: str, kind: Any, value: Any) -> Any:
 
 _ANY = ConfigDict(arbitrary_types_allowed=True)
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise InvalidOption(f"--set {text}: settings are written KEY=VALUE, e.g. encoder.hidden=800")
+    return key.strip(), _value(value)
 
 
 def _value(text: str) -> Any:

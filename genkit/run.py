@@ -112,6 +112,8 @@ class Checkpoint:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a file, or ``InvalidOption`` that says what is wrong with it."""
+    if not path.is_file():
+        raise InvalidOption(f"--recipe {path}: there is no such file")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

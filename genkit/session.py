@@ -7,7 +7,7 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -29,7 +29,7 @@ from genkit.plugins import Plugins
 from genkit.random import seeded
 from genkit.recipe import Recipe
 from genkit.registry import NO_TRACKER, Registry
-from genkit.run import Checkpoint, Run, read_recipe
+from genkit.run import Checkpoint, Run
 from genkit.task import Graph, Task
 from genkit.training.batches import Batches, batches_of, for_measurement
 from genkit.training.device import arithmetic, choose_device, describe_device
@@ -61,27 +61,22 @@ class Plan:
 def plan(
     registry: Registry,
     *,
-    model: str | None,
-    recipe_file: Path | None,
-    settings: Sequence[str],
+    model: str | Recipe | None,
+    settings: Iterable[str] | Mapping[str, Any],
     training: Mapping[str, Any],
     out: Path | None,
     resume: bool,
 ) -> Plan:
-    """What ``genkit train`` was asked to do, checked as far as it can be without loading data.
+    """What ``genkit train`` or ``genkit.train`` was asked to do, checked as far as it can be without loading data.
 
     Raises:
         GenkitError: where the request contradicts itself or what lies in ``out``.
     """
-    if model and recipe_file:
-        raise InvalidOption("--model and --recipe: name one of them")
     if resume and out is None:
         raise InvalidOption("--resume: say which run with --out RUN")
     saved = Run.open(out).recipe if resume and out and not Run.vacant(out) else None
-    if recipe_file:
-        if not recipe_file.is_file():
-            raise InvalidOption(f"--recipe {recipe_file}: there is no such file")
-        base = read_recipe(recipe_file)
+    if isinstance(model, Recipe):
+        base = model
     elif saved is not None:
         base = saved
         if model and model != saved.name:
@@ -260,6 +255,20 @@ def _mean(values: Sequence[Tensor]) -> dict[str, Any]:
 
 def _missing(reason: str) -> dict[str, Any]:
     return {"value": None, "reason": reason}
+
+
+def reduced_precisions(names: Iterable[str]) -> list[ReducedPrecision]:
+    """Those of ``names`` that an export has to make besides fp32, each once, in the order of ``REDUCED``.
+
+    Raises:
+        InvalidOption: for one that there is not.
+    """
+    from genkit.bundle import REDUCED
+
+    wanted = set(names)
+    for name in sorted(wanted - {"fp32", *REDUCED}):
+        raise InvalidOption(f"--precision {name}: it is one of fp32, {', '.join(REDUCED)}")
+    return [name for name in REDUCED if name in wanted]
 
 
 def export(

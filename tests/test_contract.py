@@ -72,7 +72,6 @@ def train(model: str, out: Path, *, seed: int = 0, stop: bool = False) -> Run:
     plan = session.plan(
         plugins().registry,
         model=None if resume else model,
-        recipe_file=None,
         settings=[],
         training={} if resume else {"epochs": 2, "batch_size": BATCH, "seed": seed, "sample_every": 2},
         out=out,

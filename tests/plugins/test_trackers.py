@@ -332,7 +332,6 @@ def train(plugins: gk.Plugins, run: Path, tracker: str, epochs: int) -> None:
     plan = session.plan(
         plugins.registry,
         model="mnist_vae",
-        recipe_file=None,
         settings=settings,
         training={"epochs": epochs},
         out=run,
