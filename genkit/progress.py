@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from genkit.run import Run
 
 
-_REDRAWN = 4
-"""Times a second at most, in a notebook."""
-
-
 def for_console(console: Console) -> PlainLines:
     """The display that suits where the output goes."""
     if console.is_jupyter:
@@ -123,7 +119,7 @@ class NotebookLines(PlainLines):
         self.display: Any = display  # its functions have no types
         self.cells: dict[str, Any] = {}
         self.terms = ""
-        self.drawn = self.began = self.at_first = 0.0
+        self.began = self.at_first = 0.0
 
     @hookimpl
     def genkit_run_started(self, run: Run, epoch: int, epochs: int, batches: int, device: str) -> None:
@@ -133,10 +129,9 @@ class NotebookLines(PlainLines):
 
     @hookimpl
     def genkit_step_ended(self, epoch: int, batch: int, batches: int, observations: int, seconds: float) -> None:
-        """Moves the bar, a few times a second."""
-        if time.monotonic() - self.drawn > 1 / _REDRAWN:
-            speed = f"{observations / max(seconds, 1e-9):,.0f} images/s"
-            self._draw(epoch, (epoch - 1 + batch / batches) / self.epochs, speed)
+        """Moves the bar."""
+        speed = f"{observations / max(seconds, 1e-9):,.0f} images/s"
+        self._draw(epoch, (epoch - 1 + batch / batches) / self.epochs, speed)
 
     @hookimpl
     def genkit_epoch_ended(self, metrics: Mapping[str, Any]) -> None:
@@ -151,8 +146,7 @@ class NotebookLines(PlainLines):
         self._show(path.parent.name, self.display.Image(filename=str(path), alt=str(path)))
 
     def _draw(self, epoch: int, done: float, more: str) -> None:
-        self.drawn = time.monotonic()
-        spent = self.drawn - self.began
+        spent = time.monotonic() - self.began
         if done > self.at_first:
             more += f", {timedelta(seconds=round(spent * (1 - done) / (done - self.at_first)))} left"
         text = f"epoch {epoch}/{self.epochs}, {more}"
