@@ -17,7 +17,10 @@ from genkit.errors import InvalidOption, unknown
 
 @dataclass(frozen=True, init=False)
 class Choice:
-    """A component by name, with options: ``Choice("mlp", hidden=400)``."""
+    """A component by name, with options: ``Choice("mlp", hidden=400)``.
+
+    The first option of its factory may be written behind the name: ``Choice("mlp:400")``.
+    """
 
     use: str
     options: Mapping[str, Any]
@@ -178,6 +181,7 @@ class Recipe:
         """The recipe changed by ``K=V`` settings in order.
 
         ``encoder=other`` replaces a component and drops the old one's options; ``encoder.width=8`` changes one.
+        ``encoder=other:8`` gives the first option of the other's factory its value at once.
         """
         mapping = self.to_mapping()
         for setting in settings:
@@ -188,13 +192,13 @@ class Recipe:
             if head not in _keys(type(self)):
                 raise unknown("recipe key", head, _keys(type(self)), "Keys")
             if not rest:
-                mapping[head] = _value(text)
+                mapping[head] = parse_value(text)
                 continue
             if isinstance(mapping[head], str):
                 mapping[head] = {"use": mapping[head]}
             if len(rest) != 1 or not isinstance(mapping[head], dict):
                 raise InvalidOption(f"--set {setting}: {head} = {mapping[head]!r} has no option {'.'.join(rest)!r}")
-            mapping[head][rest[0]] = _value(text)
+            mapping[head][rest[0]] = parse_value(text)
         return type(self).from_mapping(mapping, "--set")
 
     def with_training(self, **changes: Any) -> Self:
@@ -221,7 +225,7 @@ _ANY = ConfigDict(arbitrary_types_allowed=True)
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A setting's text as YAML, with the floats that YAML 1.1 takes for strings (1e-3)."""
     if _EXPONENT.fullmatch(text.strip()):
         return float(text)
