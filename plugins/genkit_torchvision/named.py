@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -182,7 +182,7 @@ class _Source:
         )
 
 
-def _kinds() -> dict[str, Callable[..., Any]]:
+def _kinds() -> dict[str, type[Any]]:
     """The classes that give images, by name."""
     kinds = {name: getattr(datasets, name) for name in datasets.__all__}
     return {
@@ -192,7 +192,7 @@ def _kinds() -> dict[str, Callable[..., Any]]:
     }
 
 
-def _parameters(kind: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _parameters(kind: type[Any]) -> dict[str, inspect.Parameter]:
     """The arguments of a class, also of its base where it hands ``**kwargs`` on."""
     found: dict[str, inspect.Parameter] = {}
     for base in inspect.getmro(kind):

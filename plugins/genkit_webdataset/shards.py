@@ -159,7 +159,7 @@ def _number(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     text = file.read()
     if not text.strip().isdigit():
         raise genkit.DataUnavailable(
-            f"{archive.name!s}: {member.name} holds {text[:20]!r}; a label is a whole number from 0 on. Say which files "
+            f"{archive.name!s}: {member.name} holds {text[:20]!r}; a label is a whole number from 0 on. Say what files "
             "are labels with --set dataset.label=ENDING"
         )
     return int(text)
