@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from PIL import Image
@@ -42,7 +42,7 @@ def huggingface(
     image: str | None = None,
     label: str | None = None,
     size: Side | tuple[Side, Side] | None = None,
-    channels: Annotated[int, Ge(1), Le(3)] | None = None,
+    channels: Literal[1, 3] | None = None,
     streaming: bool | None = None,
 ) -> genkit.Data:
     """The images of a dataset of Hugging Face's, uint8, with its labels.
@@ -79,10 +79,10 @@ def huggingface(
     image = _image_column(features, image, name)
     label = _label_column(features, label, name)
     tables = [splits[split] for split in (split_train, split_test) if split is not None]
+    classes = _classes(tables, label, name)
     pair: list[Dataset[Any]] = [Rows(table, image, label) for table in tables]
     if split_test is None:
         pair = list(genkit.hold_out(name, pair[0], test_fraction))
-    classes = _classes(tables, label, name)
     return genkit.image_data(name, *pair, classes=classes, size=size, channels=channels, streaming=streaming)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from PIL import Image
@@ -40,7 +40,7 @@ def torchvision(
     split_test: str | None = None,
     test_fraction: Annotated[float, Gt(0), Lt(1)] | None = None,
     size: Side | tuple[Side, Side] | None = None,
-    channels: Annotated[int, Ge(1), Le(3)] | None = None,
+    channels: Literal[1, 3] | None = None,
     streaming: bool | None = None,
     options: dict[str, Any] | None = None,
     data_dir: Path | None = None,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -47,7 +47,7 @@ def webdataset(
     image: str | None = None,
     label: str = "cls",
     size: Side | tuple[Side, Side] | None = None,
-    channels: Annotated[int, Ge(1), Le(3)] | None = None,
+    channels: Literal[1, 3] | None = None,
     streaming: bool = True,
 ) -> genkit.Data:
     """The images of WebDataset's shards, uint8, in the order of the shards, with labels if every sample has one.
