@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -48,7 +48,7 @@ class LabelledImages(Protocol):
         ...
 
 
-def open_image(file: Path | IO[bytes]) -> Image.Image:
+def open_image(file: Path | IO[bytes]) -> ImageFile.ImageFile:
     """The image in a file, of a format that Pillow reads by itself. Its pixels are read when they are needed."""
     return Image.open(file, formats=_FORMATS)
 
@@ -102,10 +102,13 @@ def image_data(
     for images, use in ((train, "train"), (test, "test")):
         if not len(images):
             raise DataUnavailable(f"{name} has no image to {use} on")
-    with _item(name, train, 0)[0] as first:
-        own_size, own_channels = (first.height, first.width), 1 if first.getbands()[0] in ("1", "L", "I", "F") else 3
-    height, width = (size, size) if isinstance(size, int) else size or own_size
-    shape = (channels or own_channels, height, width)
+    first, _ = _item(name, train, 0)
+    with first, _reading(name, 0, first):
+        first.load()
+    if channels is None:
+        channels = 1 if first.getbands()[0] in ("1", "L", "I", "F") else 3
+    height, width = (size, size) if isinstance(size, int) else size or (first.height, first.width)
+    shape = (channels, height, width)
     if streaming is None:
         streaming = (len(train) + len(test)) * math.prod(shape) > _RESIDENT
     read = [_Images(name, images, shape, classes, fit=size is not None) for images in (train, test)]
@@ -134,11 +137,8 @@ class _Images(Dataset[Any]):
                 f"{self.name}: image {index} is {image.height} x {image.width}, and the first one is "
                 f"{self.shape[1]} x {self.shape[2]}; say what all are fitted to, e.g. --set dataset.size=64"
             )
-        try:
-            with image:
-                x = image_tensor(image, self.shape)
-        except Exception as error:  # Pillow's readers raise what they like
-            raise DataUnavailable(f"{self.name}: image {index} cannot be read: {_reason(error)}") from error
+        with image, _reading(self.name, index, image):
+            x = image_tensor(image, self.shape)
         if not self.classes:
             return (x,)
         if label is None or not 0 <= label < self.classes:
@@ -168,12 +168,21 @@ class _Images(Dataset[Any]):
 
 
 def _item(name: str, images: LabelledImages, index: int) -> tuple[Image.Image, int | None]:
-    try:
+    with _reading(name, index):
         return images[index]
+
+
+@contextmanager
+def _reading(name: str, index: int, image: Image.Image | None = None) -> Iterator[None]:
+    """Names the image, and its file where it has one, if it cannot be read inside the block."""
+    try:
+        yield
     except GenkitError:
         raise
-    except Exception as error:
-        raise DataUnavailable(f"{name}: image {index} cannot be read: {_reason(error)}") from error
+    except Exception as error:  # Pillow's readers raise what they like
+        file = getattr(image, "filename", "")
+        where = f"{index} ({file})" if file else index
+        raise DataUnavailable(f"{name}: image {where} cannot be read: {_reason(error)}") from error
 
 
 def failures_of(read: Callable[[int], object], count: int, what: str) -> Mapping[int, str]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import AfterValidator
 from torch.utils.data import Dataset
 
@@ -106,9 +106,17 @@ class Samples(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int | None]:
         place = Place(*self.places[index].tolist())
-        with Path(self.shards[np.searchsorted(self.ends, index, side="right")]).open("rb") as file:
+        shard = self.shards[np.searchsorted(self.ends, index, side="right")]
+        with Path(shard).open("rb") as file:
             file.seek(place.start)
-            return genkit.open_image(BytesIO(file.read(place.size))), place.label
+            content = file.read(place.size)
+        where = f"{shard}, byte {place.start}"
+        try:
+            image = genkit.open_image(BytesIO(content))
+        except UnidentifiedImageError as error:
+            raise genkit.DataUnavailable(f"{where}: there is no image of a known format") from error
+        image.filename = where  # for whoever fails to read it
+        return image, place.label
 
     @property
     def labels(self) -> Any:
