@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from genkit.bundle import stage as stage
     from genkit.bundle import write_cases as write_cases
     from genkit.data import Transformed as Transformed
+    from genkit.data import hold_out as hold_out
     from genkit.data import observations as observations
     from genkit.distributions import Delta as Delta
     from genkit.errors import DataUnavailable as DataUnavailable
@@ -57,8 +58,14 @@ if TYPE_CHECKING:
     from genkit.errors import UnknownName as UnknownName
     from genkit.errors import Unsupported as Unsupported
     from genkit.errors import VerificationFailed as VerificationFailed
+    from genkit.errors import unknown as unknown
     from genkit.files import cache_directory as cache_directory
     from genkit.files import write_atomically as write_atomically
+    from genkit.images import LabelledImages as LabelledImages
+    from genkit.images import failures_of as failures_of
+    from genkit.images import image_data as image_data
+    from genkit.images import image_tensor as image_tensor
+    from genkit.images import open_image as open_image
     from genkit.interfaces import Batch as Batch
     from genkit.interfaces import Component as Component
     from genkit.interfaces import Decoder as Decoder
@@ -133,7 +140,7 @@ _HOMES = {
         "stage",
         "write_cases",
     ),
-    "genkit.data": ("Transformed", "observations"),
+    "genkit.data": ("Transformed", "hold_out", "observations"),
     "genkit.distributions": ("Delta",),
     "genkit.errors": (
         "DataUnavailable",
@@ -150,8 +157,10 @@ _HOMES = {
         "UnknownName",
         "Unsupported",
         "VerificationFailed",
+        "unknown",
     ),
     "genkit.files": ("cache_directory", "write_atomically"),
+    "genkit.images": ("LabelledImages", "failures_of", "image_data", "image_tensor", "open_image"),
     "genkit.interfaces": (
         "Batch",
         "Component",

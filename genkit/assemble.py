@@ -20,7 +20,7 @@ from genkit.files import cache_directory
 from genkit.graphs import latent_graphs
 from genkit.interfaces import Component, Decoder, Encoder, Loss, Prior, Spec
 from genkit.latent import LatentModel
-from genkit.recipe import Choice, Recipe, TrainingOptions, checked
+from genkit.recipe import Choice, Recipe, TrainingOptions, checked, parse_value
 from genkit.registry import Registry
 from genkit.task import Data, Task
 
@@ -44,8 +44,8 @@ def resolve(recipe: Recipe, registry: Registry) -> Recipe:
         InvalidOption: for a value of the wrong type or out of range.
     """
     choices: dict[str, Any] = {}
-    for kind, choice in recipe.components.items():
-        factory = registry.get(kind, choice.use).load()
+    for kind, written in recipe.components.items():
+        choice, factory = _chosen(kind, written, registry)
         values = _options(kind, choice, factory)
         choices[kind] = Choice(choice.use, **{name: _plain(f"{kind}.{name}", v) for name, v in values.items()})
     return replace(recipe, **choices)
@@ -124,7 +124,7 @@ def _describe(kind: Any) -> str:
 
 
 def _component(kind: str, interface: type[Component], choice: Choice, registry: Registry, spec: Spec) -> Component:
-    factory = registry.get(kind, choice.use).load()
+    choice, factory = _chosen(kind, choice, registry)
     component = factory(spec, **_options(kind, choice, factory))
     if not isinstance(component, interface):
         raise InvalidComponent(
@@ -142,7 +142,7 @@ def _component(kind: str, interface: type[Component], choice: Choice, registry: 
 
 
 def _dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
-    factory = registry.get("dataset", choice.use).load()
+    choice, factory = _chosen("dataset", choice, registry)
     values = _options("dataset", choice, factory)
     if "data_dir" in inspect.signature(factory).parameters:
         values["data_dir"] = data_dir or cache_directory() / "data"
@@ -152,6 +152,22 @@ def _dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
             f"the dataset {choice.use!r} gave a {type(data).__name__}; its factory must return a genkit.Data"
         )
     return data
+
+
+def _chosen(kind: str, choice: Choice, registry: Registry) -> tuple[Choice, Callable[..., Any]]:
+    """A choice whose name is one of the registry's, and the factory of that name.
+
+    What is written behind a colon, ``use: torchvision:SVHN``, is the first option of the factory's signature, unless
+    that option is given by its own name as well.
+    """
+    name, colon, text = choice.use.partition(":")
+    factory = registry.get(kind, name).load()
+    if not colon:
+        return choice, factory
+    names = [option for option in _parameters(kind, factory) if option != "data_dir"]
+    if not names:
+        raise InvalidOption(f"{kind} = {choice.use!r}: {name!r} takes no option that could be written behind its name")
+    return Choice(name, **{names[0]: parse_value(text), **choice.options}), factory
 
 
 def _options(kind: str, choice: Choice, factory: Callable[..., Any]) -> dict[str, Any]:

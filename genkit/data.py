@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from genkit.errors import InvalidComponent
+from genkit.errors import DataUnavailable, InvalidComponent, PluginWarning
 from genkit.interfaces import Spec
 from genkit.task import Data
 
@@ -88,6 +89,34 @@ def length(dataset: Dataset[Any]) -> int:
     if size == 0:
         raise InvalidComponent(f"the dataset {type(dataset).__name__} is empty; it needs one observation or more")
     return size
+
+
+def hold_out(name: str, dataset: Dataset[Any], fraction: float | None) -> tuple[Subset[Any], Subset[Any]]:
+    """A training and a test set out of one that comes undivided, each in its order; the same whenever it is asked.
+
+    The test set is drawn once and for all, because all measurements of a model are to be of the same observations.
+
+    Args:
+        name: of the dataset, in messages.
+        dataset: all observations.
+        fraction: how much of them to test on. None: a tenth, which a warning says.
+
+    Raises:
+        DataUnavailable: if there are fewer than two observations.
+    """
+    size = length(dataset)
+    if size < 2:
+        raise DataUnavailable(f"{name} has one observation and no test set; two or more are needed")
+    if fraction is None:
+        fraction = 0.1
+        warnings.warn(
+            f"{name} has no test set: a tenth of it is held out to test on; say how much with dataset.test_fraction",
+            PluginWarning,
+            stacklevel=3,
+        )
+    count = min(max(round(size * fraction), 1), size - 1)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist()
+    return Subset(dataset, sorted(order[count:])), Subset(dataset, sorted(order[:count]))
 
 
 def observations(spec: Spec, data: Data, limit: int) -> Tensor:

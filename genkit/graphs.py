@@ -99,7 +99,7 @@ class _Draws:
     def latents(self, n: int, generator: Generator) -> Tensor:
         model, classes = self.model, self.model.spec.classes
         with asking(model, _seed(generator)):
-            labels = torch.randint(classes, (n,)) if classes else None
+            labels = torch.randint(classes, (n,)).to(device_of(model)) if classes else None
             return draw(model.prior_given(labels), 1, n)[0]
 
     def latents_in_use(self, n: int, generator: Generator) -> Tensor:
@@ -150,7 +150,8 @@ def latent_graphs(model: LatentModel, data: Data) -> list[Graph | NoGraph]:
         try:
             with asking(model, 0):
                 labels = [torch.zeros(1, dtype=torch.int64)] if spec.classes else []
-                module(*(value.draw(1, torch.Generator()) for value in noise.values()), *labels)
+                rows = [*(value.draw(1, torch.Generator()) for value in noise.values()), *labels]
+                module(*(row.to(device_of(model)) for row in rows))
         except (GenkitError, NotImplementedError) as error:  # whether it can depends on the other components, too
             offered["prior"] = NoGraph("prior", str(error))
         else:
@@ -193,8 +194,9 @@ def _seed(generator: Generator) -> int:
 
 def _uses_label(module: nn.Module, inputs: Mapping[str, Input], classes: int) -> bool:
     """Whether the outputs change when nothing but the labels does, or need labels at all."""
-    generator, labels = torch.Generator().manual_seed(0), torch.arange(classes)
-    rows = [value.draw(classes, generator) for value in inputs.values()]
+    generator, device = torch.Generator().manual_seed(0), device_of(module)
+    rows = [value.draw(classes, generator).to(device) for value in inputs.values()]
+    labels = torch.arange(classes, device=device)
     with asking(module, 0):
         try:
             module(*rows)

@@ -17,6 +17,7 @@ from genkit.registry import Registry
 
 if TYPE_CHECKING:
     from genkit.run import Run
+    from genkit.task import Task
 
 hookspec = pluggy.HookspecMarker("genkit")
 
@@ -30,8 +31,8 @@ def genkit_register(registry: Registry) -> None:
 
 
 @hookspec
-def genkit_run_started(run: Run, epoch: int, epochs: int, batches: int, device: str) -> None:
-    """Training begins, after ``epoch`` finished epochs of ``epochs``, each of ``batches`` steps."""
+def genkit_run_started(run: Run, task: Task, epoch: int, epochs: int, batches: int, device: str) -> None:
+    """Training of ``task`` begins, after ``epoch`` finished epochs of ``epochs``, each of ``batches`` steps."""
 
 
 @hookspec

@@ -17,7 +17,10 @@ from genkit.errors import InvalidOption, unknown
 
 @dataclass(frozen=True, init=False)
 class Choice:
-    """A component by name, with options: ``Choice("mlp", hidden=400)``."""
+    """A component by name, with options: ``Choice("mlp", hidden=400)``.
+
+    The first option of its factory may be written behind the name: ``Choice("mlp:400")``.
+    """
 
     use: str
     options: Mapping[str, Any]
@@ -178,6 +181,7 @@ class Recipe:
         """The recipe changed by settings in order: ``K=V`` texts, or a mapping of the same keys to values.
 
         ``encoder=other`` replaces a component and drops the old one's options; ``encoder.width=8`` changes one.
+        ``encoder=other:8`` gives the first option of the other's factory its value at once.
         """
         mapping = self.to_mapping()
         pairs = settings.items() if isinstance(settings, Mapping) else map(_setting, settings)
@@ -223,10 +227,10 @@ def _setting(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise InvalidOption(f"--set {text}: settings are written KEY=VALUE, e.g. encoder.hidden=800")
-    return key.strip(), _value(value)
+    return key.strip(), parse_value(value)
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A setting's text as YAML, with the floats that YAML 1.1 takes for strings (1e-3)."""
     if _EXPONENT.fullmatch(text.strip()):
         return float(text)

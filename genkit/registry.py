@@ -112,6 +112,8 @@ class Registry:
     def _add(self, kind: str, name: str, factory: Factory) -> None:
         if not callable(factory) and not (isinstance(factory, str) and factory.count(":") == 1):
             raise TypeError(f"the factory of {kind} {name!r} must be callable or 'module:Name', not {factory!r}")
+        if ":" in name:
+            raise ValueError(f"the name of the {kind} {name!r} has a colon, behind which its first option is written")
         if name == _RESERVED.get(kind):
             raise ValueError(f"--{kind} {name} means something else; give the {kind} another name")
         self.add(Entry(kind, name, factory, self.plugin))

@@ -112,7 +112,7 @@ class Task:
     Args:
         module: everything that moves to the device, is saved and is resumed.
         turns: called after placement, because sharding replaces parameters.
-        graphs: what can be exported, called on a trained module on the CPU.
+        graphs: what can be exported, of the module as it is when this is called.
         data: the training and the test set.
         value_range: what uint8 data is scaled to; None leaves 0..255 as float.
         pictures: by folder name, functions that draw the present state of the model for a person to look at. They

@@ -133,6 +133,7 @@ class Trainer:
         self.notify(
             "genkit_run_started",
             run=self.run,
+            task=self.task,
             epoch=self.position.epoch,
             epochs=self.options.epochs,
             batches=len(self.training),

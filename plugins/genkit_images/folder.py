@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 import genkit
-from genkit_images.decoding import ENDINGS, decode, failures_of
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""Of the files that are taken for images."""
 
 Side = Annotated[int, Ge(1), Le(4096)]
 
@@ -75,7 +77,7 @@ def images(
         if resident:
             pixels[row] = image
 
-    failures = failures_of(read, len(names), f"{len(names):,} images in {path}")
+    failures = genkit.failures_of(read, len(names), f"{len(names):,} images in {path}")
     if failures:
         _report(path, {names[row]: why for row, why in failures.items()}, len(names), unreadable)
     rows = {name: row for row, name in enumerate(names) if row not in failures}
@@ -88,6 +90,12 @@ def images(
         chosen = [rows[name] for name in part]
         sets.append(TensorDataset(pixels[chosen], *files.labels) if resident else files)
     return genkit.Data(sets[0], sets[1], event_shape, len(classes))
+
+
+def decode(path: Path, event_shape: tuple[int, int, int]) -> Tensor:
+    """The image in a file."""
+    with genkit.open_image(path) as image:
+        return genkit.image_tensor(image, event_shape)
 
 
 class ImageFiles(Dataset[Any]):

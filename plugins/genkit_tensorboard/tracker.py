@@ -1,4 +1,4 @@
-"""The terms, the pictures and the recipe of a run as TensorBoard's event files."""
+"""The terms, the pictures, the model and the recipe of a run as TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 import genkit
+from genkit_tensorboard.model import add_graph
 
 try:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,10 +31,10 @@ class TensorBoard:
         self.writer: SummaryWriter | None = None
 
     @genkit.hookimpl
-    def genkit_run_started(self, run: genkit.Run, epoch: int) -> None:
+    def genkit_run_started(self, run: genkit.Run, task: genkit.Task, epoch: int) -> None:
         """Withdraws what is there of later epochs or of half an epoch, and adds what was missed of those so far."""
         folder = run.path / "tensorboard"
-        told = last_epoch(folder) if folder.exists() else 0
+        told, drawn = what_is_there(folder) if folder.exists() else (0, False)
         self.writer = writer = SummaryWriter(str(folder), purge_step=min(epoch, told) + 1)
         recipe = run.recipe
         experiment, session, _ = hparams(
@@ -44,6 +45,8 @@ class TensorBoard:
         for summary in (experiment, session):  # add_hparams() would write a run of its own beside this one
             writer.file_writer.add_summary(summary)
         writer.add_text("recipe", f"```yaml\n{recipe.to_yaml()}```")
+        if not drawn:
+            add_graph(writer, task)
         for row in run.metrics():
             if row["epoch"] > told:
                 add(writer, row)
@@ -70,10 +73,11 @@ class TensorBoard:
             self.writer.close()
 
 
-def last_epoch(folder: Path) -> int:
-    """The last epoch that is there in whole; 0: none."""
+def what_is_there(folder: Path) -> tuple[int, bool]:
+    """The last epoch that is there in whole, 0 for none, and whether the model's graph is there."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "images": 1}).Reload()
-    return int(events.Scalars(_LAST)[-1].step) if _LAST in events.Tags()["scalars"] else 0
+    tags = events.Tags()
+    return int(events.Scalars(_LAST)[-1].step) if _LAST in tags["scalars"] else 0, bool(tags["graph"])
 
 
 def add(writer: SummaryWriter, metrics: Mapping[str, Any]) -> None:

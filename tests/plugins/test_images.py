@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from genkit_images import decoding
-from genkit_images.folder import images
+from genkit_images.folder import decode, images
 from genkit_images.shapes import shapes
 from helpers import Genkit, picture_size, tree
 from PIL import Image
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
 import genkit
+from genkit import images as core
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -177,7 +177,7 @@ def members(folder: Path, dataset: Any, size: int) -> list[str]:
     """Which files the images of a dataset are."""
     known = {}
     for path in sorted(folder.rglob("*.png")):
-        x = decoding.decode(path, (3, size, size))
+        x = decode(path, (3, size, size))
         known[x.numpy().tobytes()] = path.relative_to(folder).as_posix()
     return [known[x.numpy().tobytes()] for x in rows(dataset)[0]]
 
@@ -295,7 +295,7 @@ def test_reading_says_something_only_if_it_takes_long(
     filled(tmp_path, 4)
     images(path=tmp_path, size=8)
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(decoding, "_PATIENCE", -1.0)
+    monkeypatch.setattr(core, "_PATIENCE", -1.0)
     monkeypatch.delenv("FORCE_COLOR", raising=False)  # to rich, it makes any stream a terminal
     images(path=tmp_path, size=8)
     assert capsys.readouterr() == ("", f"genkit: reading 4 images in {tmp_path}\n")

@@ -17,14 +17,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from genkit_tensorboard.model import add_graph
 from helpers import Genkit, tree
 from mlflow import MlflowClient
 from mlflow.entities import Run as MLflowRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard import SummaryWriter
 
 import genkit as gk
 from genkit import session
+from genkit.assemble import assemble
 from genkit.plugins import Plugin
 
 pytestmark = [
@@ -90,6 +95,14 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
+def assembled(recipe: gk.Recipe) -> gk.Task:
+    return assemble(recipe, gk.load_plugins().registry)
+
+
+def graph(run: Path) -> GraphDef:
+    return events(run).Graph()
+
+
 def in_mlflow(uri: str, run: Path) -> tuple[MlflowClient, MLflowRun]:
     client = MlflowClient(uri)
     return client, client.get_run(json.loads((run / "mlflow.json").read_text())["run_id"])
@@ -123,6 +136,68 @@ def test_tensorboard_has_the_options_by_the_names_that_set_takes(followed: Path)
     assert session.hparams["prior.use"].string_value == "standard_normal"
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
     assert [info.name.tag for info in experiment.metric_infos] == ["train/loss", "test/loss"]
+
+
+def test_tensorboard_draws_encoder_and_decoder_with_what_they_are_made_of(followed: Path) -> None:
+    nodes = {node.name: node for node in graph(followed).node}
+    for part, layers in (("EncoderGraph[encoder]", 3), ("DecoderGraph[decoder]", 2)):
+        inside = [node for name, node in nodes.items() if f"/{part}/" in name]
+        assert sum(node.op == "aten::linear" for node in inside) == layers
+    shapes = [[d.size for d in s.dim] for node in nodes.values() for s in node.attr["_output_shapes"].list.shape]
+    assert [2, 1, 28, 28] in shapes
+    assert [2, 20] in shapes
+
+
+def test_a_run_that_is_resumed_has_one_graph(here: Genkit, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    quick = ["--set", "dataset.limit=128", "--set", "training.sample_every=0", "--tracker", "tensorboard"]
+    here("train", "--model", "mnist_vae", "--epochs", 1, *quick, "--out", run)
+    here("train", "--out", run, "--resume", "--epochs", 2)
+    files = sorted((run / "tensorboard").iterdir())
+    assert len(files) == 2
+    assert [b"DecoderGraph" in file.read_bytes() for file in files] == [True, False]
+
+
+def test_the_graph_is_drawn_of_every_kind_of_model_and_changes_none(tmp_path: Path) -> None:
+    """Labels, batch norms, codes, a learned prior, no encoder."""
+    registry = gk.load_plugins().registry
+    for name in ("mnist_cvae", "mnist_conv_vae", "mnist_vqvae", "mnist_vamp", "mnist_gan"):
+        task = assembled(registry.get("model", name).load().with_settings(["dataset.limit=64"]))
+        task.module.train()
+        frozen = next(task.module.children())
+        frozen.eval()
+        modes = [module.training for module in task.module.modules()]
+        state = {key: value.clone() for key, value in task.module.state_dict().items()}
+        writer = SummaryWriter(str(tmp_path / name / "tensorboard"))
+        add_graph(writer, task)
+        writer.close()
+        assert {graph.name for graph in task.graphs() if isinstance(graph, gk.Graph)} == {
+            node.name.split("[")[1].split("]")[0] for node in graph(tmp_path / name).node if "[" in node.name
+        }
+        assert [module.training for module in task.module.modules()] == modes
+        assert all(torch.equal(value, state[key]) for key, value in task.module.state_dict().items())
+
+
+def test_a_model_that_cannot_be_traced_costs_a_warning_and_no_curve(
+    here: Genkit, followed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genkit_mnist_vae.components import MLPDecoder
+
+    whole = MLPDecoder.forward
+
+    def forward(self: Any, z: Any, condition: Any = None) -> Any:
+        if torch.jit.is_tracing():
+            raise RuntimeError("it looks at numbers\nand says so at length")
+        return whole(self, z, condition)
+
+    monkeypatch.setattr(MLPDecoder, "forward", forward)
+    run = tmp_path / "run"
+    done = here("train", "--model", "mnist_vae", "--epochs", 2, *SMALL, "--tracker", "tensorboard", "--out", run)
+    (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert warning.endswith("no graph of the model: RuntimeError: it looks at numbers")
+    assert "looks at numbers" not in done.stdout
+    assert scalars(run) == in_float32(curves(run))
+    assert learned(run) == learned(followed)
 
 
 # MLflow
@@ -185,7 +260,8 @@ def test_a_term_that_was_not_finite_is_nan_in_both(followed: Path, store: str, t
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first, last)))
     plugins = gk.load_plugins()
     with plugins.tracking("tensorboard"), plugins.tracking("mlflow"):
-        plugins.notify("genkit_run_started", run=gk.Run(run), epoch=2, epochs=2, batches=2, device="cpu")
+        started = {"run": gk.Run(run), "task": assembled(gk.Run(run).recipe), "device": "cpu"}
+        plugins.notify("genkit_run_started", **started, epoch=2, epochs=2, batches=2)
         plugins.notify("genkit_run_ended", run=gk.Run(run), outcome="interrupted")
     client, found = in_mlflow(store, run)
     assert found.info.status == "KILLED"
