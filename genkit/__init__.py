@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from genkit.errors import VerificationFailed as VerificationFailed
     from genkit.files import cache_directory as cache_directory
     from genkit.files import write_atomically as write_atomically
+    from genkit.hookspecs import API_VERSION as API_VERSION
     from genkit.interfaces import Batch as Batch
     from genkit.interfaces import Component as Component
     from genkit.interfaces import Decoder as Decoder
@@ -148,6 +149,7 @@ _HOMES = {
         "VerificationFailed",
     ),
     "genkit.files": ("cache_directory", "write_atomically"),
+    "genkit.hookspecs": ("API_VERSION",),
     "genkit.interfaces": (
         "Batch",
         "Component",

@@ -21,7 +21,7 @@ from genkit.graphs import latent_graphs
 from genkit.interfaces import Component, Decoder, Encoder, Loss, Prior, Spec
 from genkit.latent import LatentModel
 from genkit.recipe import Choice, Recipe, TrainingOptions, checked
-from genkit.registry import Registry
+from genkit.registry import Entry, Registry, option_fault, parameters_of
 from genkit.task import Data, Task
 
 _INTERFACES: Mapping[str, type[Component]] = {"encoder": Encoder, "decoder": Decoder, "prior": Prior, "loss": Loss}
@@ -45,8 +45,7 @@ def resolve(recipe: Recipe, registry: Registry) -> Recipe:
     """
     choices: dict[str, Any] = {}
     for kind, choice in recipe.components.items():
-        factory = registry.get(kind, choice.use).load()
-        values = _options(kind, choice, factory)
+        values = _options(registry.get(kind, choice.use), choice)
         choices[kind] = Choice(choice.use, **{name: _plain(f"{kind}.{name}", v) for name, v in values.items()})
     return replace(recipe, **choices)
 
@@ -98,7 +97,7 @@ def describe_options(recipe: Recipe, registry: Registry) -> list[dict[str, str]]
     for kind, choice in recipe.components.items():
         rows.append({"key": kind, "type": "one of: " + ", ".join(registry.names(kind)), "value": choice.use})
         factory = registry.get(kind, choice.use).load()
-        for name, parameter in _parameters(kind, factory).items():
+        for name, parameter in parameters_of(kind, factory).items():
             if name in choice.options:
                 described = _describe(_type(parameter, factory))
                 rows.append({"key": f"{kind}.{name}", "type": described, "value": str(choice.options[name])})
@@ -124,67 +123,79 @@ def _describe(kind: Any) -> str:
 
 
 def _component(kind: str, interface: type[Component], choice: Choice, registry: Registry, spec: Spec) -> Component:
-    factory = registry.get(kind, choice.use).load()
-    component = factory(spec, **_options(kind, choice, factory))
+    entry = registry.get(kind, choice.use)
+    component = _made(entry, spec, **_options(entry, choice))
     if not isinstance(component, interface):
         raise InvalidComponent(
             f"the {kind} {choice.use!r} is a {type(component).__name__}; its factory must return a "
-            f"genkit.{interface.__name__}"
+            f"genkit.{interface.__name__}",
+            culprit=entry,
         )
     if isinstance(component, Encoder | Decoder):
         outputs = getattr(component, "outputs", None)
         if not isinstance(outputs, tuple) or not outputs or not all(isinstance(name, str) for name in outputs):
             raise InvalidComponent(
                 f"the {kind} {choice.use!r} has outputs = {outputs!r}; name what forward returns in a class attribute, "
-                'e.g. outputs = ("mean", "log_var")'
+                'e.g. outputs = ("mean", "log_var")',
+                culprit=entry,
             )
     return component
 
 
 def _dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
-    factory = registry.get("dataset", choice.use).load()
-    values = _options("dataset", choice, factory)
-    if "data_dir" in inspect.signature(factory).parameters:
+    entry = registry.get("dataset", choice.use)
+    values = _options(entry, choice)
+    if "data_dir" in inspect.signature(entry.load()).parameters:
         values["data_dir"] = data_dir or cache_directory() / "data"
-    data = factory(**values)
+    data = _made(entry, **values)
     if not isinstance(data, Data):
         raise InvalidComponent(
-            f"the dataset {choice.use!r} gave a {type(data).__name__}; its factory must return a genkit.Data"
+            f"the dataset {choice.use!r} gave a {type(data).__name__}; its factory must return a genkit.Data",
+            culprit=entry,
         )
     return data
 
 
-def _options(kind: str, choice: Choice, factory: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword arguments of ``factory``: the choice's options, checked, over the signature's defaults."""
-    parameters = _parameters(kind, factory)
+def _made(entry: Entry, *spec: Spec, **options: Any) -> Any:
+    """What a factory makes, called as every factory is."""
+    factory = entry.load()
+    try:
+        return factory(*spec, **options)
+    except TypeError as error:
+        if error.__traceback__ and error.__traceback__.tb_next is None:  # nothing of the factory has run
+            raise InvalidComponent(f"the {entry.kind} {entry.name!r} cannot be made: {error}", culprit=entry) from error
+        raise
+
+
+def _options(entry: Entry, choice: Choice) -> dict[str, Any]:
+    """The keyword arguments of a factory: the choice's options, checked, over the signature's defaults."""
+    kind, factory = entry.kind, entry.load()
+    parameters = parameters_of(kind, factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
     values = {}
     for name, value in choice.options.items():
         if name not in parameters and not open_ended:
             raise unknown(f"option of the {kind} {choice.use!r}", name, parameters, "Options")
-        expected = _type(parameters[name], factory) if name in parameters else Any
-        values[name] = checked(f"{kind}.{name}", expected, value)
+        if name not in parameters:
+            values[name] = checked(f"{kind}.{name}", Any, value)
     for name, parameter in parameters.items():
-        if name not in values and name != "data_dir":
-            if parameter.default is parameter.empty:
-                raise InvalidOption(
-                    f"{kind}.{name} is not set, and {choice.use!r} has no default for it: --set {kind}.{name}=VALUE"
-                )
+        unset = name not in choice.options and parameter.default is parameter.empty
+        fault = option_fault(kind, choice.use, parameter)
+        if fault and (unset or parameter.annotation is parameter.empty):
+            raise InvalidComponent(fault, culprit=entry)
+        if unset:
+            raise InvalidOption(
+                f"{kind}.{name} is not set, and {choice.use!r} has no default for it: --set {kind}.{name}=VALUE"
+            )
+        if name in choice.options:
+            values[name] = checked(f"{kind}.{name}", _type(parameter, factory), choice.options[name])
+        else:
             values[name] = parameter.default
     return values
 
 
-def _parameters(kind: str, factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The options of a factory: what its signature names, less the spec that components take first."""
-    parameters = list(inspect.signature(factory).parameters.values())
-    options = parameters if kind == "dataset" else parameters[1:]
-    return {p.name: p for p in options if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-
-
 def _type(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
-    """The annotation of an option; Any where there is none, or none that can be looked up when the program runs."""
-    if parameter.annotation is parameter.empty:
-        return Any
+    """The annotation of an option; Any where it cannot be looked up when the program runs."""
     names = vars(sys.modules[factory.__module__]) if hasattr(factory, "__module__") else {}
     annotated = SimpleNamespace(__annotations__={"option": parameter.annotation})
     try:

@@ -199,15 +199,52 @@ def divergence(posterior: Distribution, prior: Distribution, z: Tensor) -> Tenso
         return (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
 
 
-def named(component: Encoder | Decoder, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What ``component`` returned, one tensor for each of its ``outputs``, in float32 also where it ran in bfloat16."""
+def named(component: Encoder | Decoder, params: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
+    """What ``component`` made of ``rows`` rows, one tensor ``(rows, ...)`` for each of its ``outputs``.
+
+    In float32 also where it ran in bfloat16.
+    """
     if not isinstance(params, tuple | list) or len(params) != len(component.outputs):
         given = f"{len(params)} tensors" if isinstance(params, tuple | list) else f"a {type(params).__name__}"
         raise InvalidComponent(
             f"{type(component).__name__}.forward returned {given}; its outputs = {component.outputs} name the tensors "
-            "of a tuple, one each"
+            "of a tuple, one each",
+            culprit=type(component).forward,
         )
+    for name, value in zip(component.outputs, params, strict=True):
+        if not isinstance(value, Tensor) or value.shape[:1] != (rows,):
+            given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"the type {type(value).__name__}"
+            raise InvalidComponent(
+                f"{type(component).__name__}.forward was given {rows} rows, and its output {name!r} has {given}; give "
+                f"a tensor whose first dimension is {rows}",
+                culprit=type(component).forward,
+            )
     return tuple(p.float() if p.dtype in (torch.bfloat16, torch.float16) else p for p in params)
+
+
+def fitting(
+    method: Callable[..., Distribution], distribution: Distribution, event: tuple[int, ...], *batches: tuple[int, ...]
+) -> Distribution:
+    """What a component's ``method`` gave: a distribution of that event shape and one of these batch shapes.
+
+    Raises:
+        InvalidComponent: where it has others, and would go on to be summed over the wrong dimensions.
+    """
+    if not isinstance(distribution, Distribution):
+        given, hint = f"a {type(distribution).__name__}", "return a torch.distributions.Distribution"
+    elif distribution.event_shape == event and distribution.batch_shape in batches:
+        return distribution
+    else:
+        kind, whole = type(distribution).__name__, distribution.batch_shape + distribution.event_shape
+        given = f"a {kind} of batch {list(distribution.batch_shape)} and event {list(distribution.event_shape)}"
+        missing = len(event) - len(distribution.event_shape)
+        wrapped = missing > 0 and any(whole == (*batch, *event) for batch in batches)
+        hint = f"wrap it: Independent({kind}(...), {missing})" if wrapped else "see its Spec"
+    expected = " or ".join(str(list(batch)) for batch in batches)
+    raise InvalidComponent(
+        f"{method.__qualname__} gave {given}; it has to be of batch {expected} and event {list(event)}: {hint}",
+        culprit=method,
+    )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from genkit.assemble import Composition, assemble, resolve
 from genkit.data import length, take
-from genkit.errors import GenkitError, InvalidOption, InvalidRun
+from genkit.errors import GenkitError, InvalidComponent, InvalidOption, InvalidRun
 from genkit.graphs import describe_prior, replaced
 from genkit.inference import ACTIVE, asking, log_likelihood, posterior_means, squared_errors, variance_of_means
 from genkit.interfaces import Batch
@@ -124,7 +124,8 @@ def carry_out(
             task = assemble(plan.recipe, plugins.registry, data_dir)
         if initial is not None:
             initial.load_into(task.module)
-        trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
+        with _attributed(plan.recipe, plugins.registry):
+            trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
         if plan.begun:
             run = Run.open(plan.path)
             run.recipe = plan.recipe
@@ -134,6 +135,17 @@ def carry_out(
             made = environment(plan.recipe, plugins, place, data_dir, init_from) | {"trackers": following}
             run = Run.create(plan.path, plan.recipe, made)
         return run, trainer.fit(run)
+
+
+@contextmanager
+def _attributed(recipe: Recipe, registry: Registry) -> Iterator[None]:
+    """Says which component of a recipe an ``InvalidComponent`` means that names a kind of component only."""
+    try:
+        yield
+    except InvalidComponent as error:
+        if isinstance(error.culprit, str):
+            error.culprit = registry.get(error.culprit, recipe.components[error.culprit].use)
+        raise
 
 
 @contextmanager
