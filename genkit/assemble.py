@@ -159,6 +159,12 @@ def _dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
 def _made(entry: Entry, *spec: Spec, **options: Any) -> Any:
     """What a factory makes, called as every factory is."""
     factory = entry.load()
+    undefined = sorted(getattr(factory, "__abstractmethods__", ()))
+    if undefined:
+        raise InvalidComponent(
+            f"the {entry.kind} {entry.name!r} does not define {' and '.join(undefined)}, which its interface asks for",
+            culprit=entry,
+        )
     try:
         return factory(*spec, **options)
     except TypeError as error:
@@ -181,12 +187,13 @@ def _options(entry: Entry, choice: Choice) -> dict[str, Any]:
     for name, parameter in parameters.items():
         unset = name not in choice.options and parameter.default is parameter.empty
         fault = option_fault(kind, choice.use, parameter)
-        if fault and (unset or parameter.annotation is parameter.empty):
+        if fault and parameter.annotation is parameter.empty:
             raise InvalidComponent(fault, culprit=entry)
         if unset:
-            raise InvalidOption(
-                f"{kind}.{name} is not set, and {choice.use!r} has no default for it: --set {kind}.{name}=VALUE"
-            )
+            remedy = f"--set {kind}.{name}=VALUE"
+            if fault:
+                raise InvalidComponent(f"{fault}, or give it a value: {remedy}", culprit=entry)
+            raise InvalidOption(f"{kind}.{name} is not set, and {choice.use!r} has no default for it: {remedy}")
         if name in choice.options:
             values[name] = checked(f"{kind}.{name}", _type(parameter, factory), choice.options[name])
         else:

@@ -118,11 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _blaming(error: BaseException) -> str | None:
     """The message about an error that is the fault of a plugin."""
-    culprit = _Flags.plugins and _Flags.plugins.blame(error)
-    if not culprit:
+    blamed = _Flags.plugins.blame(error) if _Flags.plugins else None
+    if blamed is None:
         return None
+    plugin, place = blamed
     what = str(error) if isinstance(error, GenkitError) else f"{type(error).__name__}: {plain(str(error))}"
-    return f"{culprit}: {what}\nUpdate that plugin, or use another component; --debug shows the traceback."
+    return (
+        f"{plugin}{', ' if place else ''}{place}: {what}\n"
+        f"Unless you can mend that: pip install -U {plugin.distribution}, or another component; --debug shows more."
+    )
 
 
 def _explained(error: Any, words: Sequence[str]) -> str:

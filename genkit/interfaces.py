@@ -230,21 +230,21 @@ def fitting(
     Raises:
         InvalidComponent: where it has others, and would go on to be summed over the wrong dimensions.
     """
+    expected = f"batch {' or '.join(str(list(batch)) for batch in batches)} and event {list(event)}"
+    kind = type(distribution).__name__
     if not isinstance(distribution, Distribution):
-        given, hint = f"a {type(distribution).__name__}", "return a torch.distributions.Distribution"
-    elif distribution.event_shape == event and distribution.batch_shape in batches:
+        raise InvalidComponent(
+            f"{method.__qualname__} gave a {kind}; it gives a torch.distributions.Distribution of {expected}",
+            culprit=method,
+        )
+    batch_shape, event_shape = distribution.batch_shape, distribution.event_shape
+    if event_shape == event and batch_shape in batches:
         return distribution
-    else:
-        kind, whole = type(distribution).__name__, distribution.batch_shape + distribution.event_shape
-        given = f"a {kind} of batch {list(distribution.batch_shape)} and event {list(distribution.event_shape)}"
-        missing = len(event) - len(distribution.event_shape)
-        wrapped = missing > 0 and any(whole == (*batch, *event) for batch in batches)
-        hint = f"wrap it: Independent({kind}(...), {missing})" if wrapped else "see its Spec"
-    expected = " or ".join(str(list(batch)) for batch in batches)
-    raise InvalidComponent(
-        f"{method.__qualname__} gave {given}; it has to be of batch {expected} and event {list(event)}: {hint}",
-        culprit=method,
-    )
+    given = f"{kind} of batch {list(batch_shape)} and event {list(event_shape)}"
+    remedy = ""
+    if any(batch_shape + event_shape == (*batch, *event) for batch in batches) and len(event_shape) < len(event):
+        remedy = f"; wrap it: Independent({kind}(...), {len(event) - len(event_shape)})"
+    raise InvalidComponent(f"{method.__qualname__} gave {given}; the model needs {expected}{remedy}", culprit=method)
 
 
 @contextmanager

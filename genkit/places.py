@@ -40,7 +40,9 @@ def innermost(error: BaseException, wanted: Callable[[str], bool]) -> tuple[str,
     found = None
     for frame, line in _frames(error):
         if wanted(_module(frame)):
-            found = _module(frame), f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+            function = frame.f_code.co_name
+            within = "" if function == "<module>" else f" in {function}"
+            found = _module(frame), f"{frame.f_code.co_filename}:{line}{within}"
     if found is None and isinstance(error, SyntaxError) and error.filename:
         return "", f"{error.filename}:{error.lineno}"
     return found or (innermost(error.__cause__, wanted) if error.__cause__ else None)

@@ -23,7 +23,7 @@ import pluggy
 from genkit import hookspecs, places
 from genkit.errors import GenkitError, InvalidComponent, InvalidOption, PluginWarning, unknown
 from genkit.hookspecs import API_VERSION
-from genkit.registry import Entry, Registry, option_faults
+from genkit.registry import NO_TRACKER, Entry, Registry, option_faults
 
 GROUP = "genkit"
 """The entry-point group of plugins."""
@@ -47,13 +47,15 @@ class Plugin:
     """One plugin: where it comes from, what it registered and what went wrong.
 
     ``name`` is that of its entry point; where two distributions have one of the same name, the second's is followed by
-    its distribution. ``module`` is what the entry point names, ``api`` the version of ``API_VERSION`` that it declares.
+    its distribution. ``module`` is what the entry point names, ``api`` the version of ``API_VERSION`` that it declares,
+    and ``without`` the option of the command that does without it.
     """
 
     name: str
     distribution: str
     version: str
     module: str = ""
+    without: str = ""
     api: str = ""
     disabled: bool = False
     failed: bool = False
@@ -79,16 +81,17 @@ class Plugin:
         Args:
             problem: what is wrong.
             place: where, ``file:line``.
-            remedy: what to do; as it is loaded from an entry point, it can always be left out.
+            remedy: what to do, other than to leave it out.
         """
-        if self.module:
-            remedy = f"{remedy}{', or ' if remedy else ''}leave it out: --disable-plugin {_quoted(self.name)}"
-        self.problems.append("; ".join(filter(None, (": ".join(filter(None, (place, problem))), remedy))))
+        where = f"{place}: " if place else ""
+        remedies = ", or ".join(filter(None, (remedy, self.without and f"leave it out: {self.without}")))
+        self.problems.append(f"{where}{problem}{'; ' if remedies else ''}{remedies}")
         warnings.warn(f"{self}{', ' if place else ': '}{self.problems[-1]}", PluginWarning, 2)
 
     def owns(self, module: str) -> bool:
-        """Whether a module is of the package that its entry point names."""
-        return bool(self.module) and module.partition(".")[0] == self.module.partition(".")[0]
+        """Whether a module is of the package that its entry point names, or one from which it registered something."""
+        homes = {self.module.partition(".")[0], *(entry.home for entry in self.entries)} - {""}
+        return any(_within(module, home) for home in homes)
 
 
 def full_name(name: str, distribution: str) -> str:
@@ -142,17 +145,18 @@ class Plugins:
 
     def _registered(self, module: object, plugin: Plugin) -> Registry:
         """What a plugin registers, its hooks being taken. One that fails half-way has registered nothing."""
-        _require_api(getattr(module, _API, None), plugin)
+        file = getattr(module, "__file__", "")
+        _require_api(getattr(module, _API, None), plugin, file)
         held = self._manager.get_name(module)
         if held:
             raise _Refused(
                 f"its module is that of {self.plugins[held]} already",
-                "",
+                file,
                 f"pip uninstall {plugin.distribution}",
             )
         hooks = [name for name in dir(module) if self._manager.parse_hookimpl_opts(module, name)]
         if not hooks:
-            raise _Refused("it implements no hook", "", "mark its genkit_register with @genkit.hookimpl")
+            raise _Refused("it implements no hook", file, "mark its genkit_register with @genkit.hookimpl")
         for hook in hooks:
             function, offered = getattr(module, hook), _HOOKS.get(hook)
             if offered is None:
@@ -185,7 +189,8 @@ class Plugins:
         """
         entry = self.registry.get("tracker", name)
         owner, label = self.plugins[entry.plugin], f"tracker {name}"
-        self.add(entry.load()(), Plugin(label, owner.distribution, owner.version))
+        without = f"--tracker {NO_TRACKER}"
+        self.add(entry.load()(), Plugin(label, owner.distribution, owner.version, owner.module, without))
         try:
             yield
         finally:
@@ -204,15 +209,11 @@ class Plugins:
                 place = _place(error, plugin) or places.defined(implementation.function)
                 plugin.warn(f"{hook} failed, and its hooks are switched off: {_cause(error)}", place)
 
-    def blame(self, error: BaseException) -> str | None:
+    def blame(self, error: BaseException) -> tuple[Plugin, str] | None:
         """The plugin, and the place in it, whose fault an error is: of what it raised, or of a contract it broke.
 
         None where that is nobody's, or where a plugin's own message says what to do.
         """
-        if isinstance(error, GenkitError) and (
-            not isinstance(error, InvalidComponent) or (error.culprit is None and self._owner(places.raised_in(error)))
-        ):
-            return None
         found = places.innermost(error, lambda module: self._owner(module) is not None)
         if isinstance(error, InvalidComponent) and error.culprit is not None:
             culprit = error.culprit
@@ -221,16 +222,17 @@ class Plugins:
                 place = found[1] if found else _defined(culprit) or culprit.place
             else:
                 plugin, place = self._owner(places.home(culprit)), places.defined(culprit)
-        elif found:
-            plugin, place = self._owner(found[0]), found[1]
-        else:
+            return (plugin, place) if plugin else None
+        spoken = self._owner(places.raised_in(error)) is not None
+        if isinstance(error, GenkitError) and (spoken or not isinstance(error, InvalidComponent)):
             return None
-        return ", ".join(filter(None, (str(plugin), place))) if plugin else None
+        owner = self._owner(found[0]) if found else None
+        return (owner, found[1]) if found and owner else None
 
     def _owner(self, module: str) -> Plugin | None:
         """The plugin of whose package a module is; of several in one package, the one whose own module it is in."""
         candidates = [plugin for plugin in self.plugins.values() if plugin.owns(module)]
-        return max(candidates, key=lambda p: len(p.module) * f"{module}.".startswith(f"{p.module}."), default=None)
+        return max(candidates, key=lambda p: len(p.module) * _within(module, p.module), default=None)
 
 
 def load_plugins(disabled: Iterable[str] = ()) -> Plugins:
@@ -255,13 +257,14 @@ def load_plugins(disabled: Iterable[str] = ()) -> Plugins:
     for (_, distribution, name, version, _value), point in found:
         namesake = plugins.plugins.get(name)
         label = full_name(name, distribution) if namesake else name
-        plugin = Plugin(label, distribution, version, point.module)
+        plugin = Plugin(label, distribution, version, point.module, f"--disable-plugin {_quoted(label)}")
         plugin.disabled = not unwanted.isdisjoint({name, plugin.full_name})
         plugins.plugins[plugin.name] = plugin
         if plugin.disabled:
             continue
         if namesake:
-            plugin.warn(f"its name is also that of {namesake}, so it goes by {plugin.name!r}", "", "rename one")
+            entry_point = f"{name} = {point.value}"
+            plugin.warn(f"its name is also that of {namesake}, so it goes by {label!r}", entry_point, "rename one")
         with _patient(plugin, seconds):
             module = _imported(point, plugin)
             if module is not None:
@@ -291,11 +294,14 @@ def _imported(point: EntryPoint, plugin: Plugin) -> object | None:
             del sys.modules[name]
         plugin.failed = True
         try:  # what a newer genkit offers may be why it failed
-            _require_api(places.global_of(error, point.module, _API), plugin)
+            declared, file = (places.global_of(error, point.module, name) for name in (_API, "__file__"))
+            _require_api(declared, plugin, str(file))
         except _Refused as refused:
             plugin.warn(*refused.args)
         else:
-            plugin.warn(f"it could not be imported: {_cause(error)}", _place(error, plugin))
+            lacking = isinstance(error, ModuleNotFoundError) and not plugin.owns(error.name or "")
+            remedy = f"install what it needs: pip install -U {plugin.distribution}" if lacking else ""
+            plugin.warn(f"it could not be imported: {_cause(error)}", _place(error, plugin), remedy)
         return None
     return module
 
@@ -346,26 +352,26 @@ def _patience() -> float:
     return seconds
 
 
-def _require_api(declared: object, plugin: Plugin) -> None:
+def _require_api(declared: object, plugin: Plugin, file: str) -> None:
     """Raises ``_Refused`` unless this genkit offers what a plugin declares that it needs."""
     if declared is None:
         return
     present = ".".join(map(str, API_VERSION))
     match = re.fullmatch(r"(\d+)\.(\d+)", declared) if isinstance(declared, str) else None
     if match is None:
-        raise _Refused(f"its {_API} = {declared!r} is no version", "", f'write it as text: {_API} = "{present}"')
+        raise _Refused(f"its {_API} = {declared!r} is no version", file, f'write it as text: {_API} = "{present}"')
     plugin.api = match.group()
     wanted = int(match[1]), int(match[2])
     if wanted > API_VERSION:
         raise _Refused(
             f"it wants version {plugin.api} of genkit's plugin API, and this is {present}",
-            "",
+            file,
             f"pip install -U {_IN_BOX}",
         )
     if wanted[0] < API_VERSION[0]:
         raise _Refused(
             f"it was made for version {plugin.api} of genkit's plugin API, and this is {present}",
-            "",
+            file,
             f"pip install -U {plugin.distribution}",
         )
 
@@ -400,6 +406,10 @@ def _defined(entry: Entry) -> str:
         return places.defined(entry.load())
     except Exception:
         return ""
+
+
+def _within(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
 
 
 def _misspelt(name: str) -> str:

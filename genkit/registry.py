@@ -38,6 +38,13 @@ class Entry:
     plugin: str = ""
     place: str = field(default="", compare=False)
 
+    @property
+    def home(self) -> str:
+        """The module that the factory is from; empty for a recipe."""
+        if isinstance(self.target, str):
+            return self.target.partition(":")[0]
+        return "" if isinstance(self.target, Recipe) else places.home(self.target)
+
     def load(self) -> Any:
         """The factory itself (or the recipe), imported now if it was registered by its name."""
         if not isinstance(self.target, str):
@@ -159,5 +166,5 @@ def option_fault(kind: str, name: str, option: inspect.Parameter) -> str:
     value = "" if unset and kind == "dataset" else f" = {'...' if unset else repr(option.default)}"
     return (
         f"the option {option.name!r} of the {kind} {name!r} has no {' and no '.join(lacks)}; write it as, e.g., "
-        f"`{option.name}: {kind_of_value}{value}`"
+        f"{option.name}: {kind_of_value}{value}"
     )
