@@ -17,24 +17,33 @@ from genkit.plugins import Plugin
 
 
 class Tracker:
-    """Remembers what it was told, and fails on request."""
+    """Remembers what it was told, and then raises what it was made with."""
 
-    def __init__(self, *, fails: bool) -> None:
-        self.fails = fails
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
         self.told: list[Any] = []
 
     @genkit.hookimpl
     def genkit_epoch_ended(self, metrics: dict[str, Any]) -> None:
         self.told.append(metrics["epoch"])
-        if self.fails:
-            raise ConnectionError("the tracker's server is down")
+        if self.error:
+            raise self.error
 
 
-def test_a_hook_that_raises_is_named_once_and_not_called_again_and_the_others_go_on() -> None:
-    plugins, bad, good = genkit.Plugins(), Tracker(fails=True), Tracker(fails=False)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("the tracker's server is down"), "ConnectionError: the tracker"),
+        (SystemExit(0), "SystemExit: 0"),
+    ],
+)
+def test_a_hook_that_raises_is_named_once_and_not_called_again_and_the_others_go_on(
+    error: BaseException, said: str
+) -> None:
+    plugins, bad, good = genkit.Plugins(), Tracker(error), Tracker()
     plugins.observe("good", good)
     plugins.observe("bad", bad)
-    with pytest.warns(genkit.PluginWarning, match="'genkit:bad'.*genkit_epoch_ended.*ConnectionError: the tracker"):
+    with pytest.warns(genkit.PluginWarning, match=f"'genkit:bad'.*test_plugins.py:.*genkit_epoch_ended.*{said}"):
         plugins.notify("genkit_epoch_ended", run=None, metrics={"epoch": 1})
     plugins.notify("genkit_epoch_ended", run=None, metrics={"epoch": 2})
     assert (bad.told, good.told) == ([1], [1, 2])
