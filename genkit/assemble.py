@@ -21,7 +21,7 @@ from genkit.graphs import latent_graphs
 from genkit.interfaces import Component, Decoder, Encoder, Loss, Prior, Spec
 from genkit.latent import LatentModel
 from genkit.recipe import Choice, Recipe, TrainingOptions, checked
-from genkit.registry import Entry, Registry, option_fault, parameters_of
+from genkit.registry import DATA_DIR, Entry, Registry, option_fault, parameters_of
 from genkit.task import Data, Task
 
 _INTERFACES: Mapping[str, type[Component]] = {"encoder": Encoder, "decoder": Decoder, "prior": Prior, "loss": Loss}
@@ -145,8 +145,8 @@ def _component(kind: str, interface: type[Component], choice: Choice, registry: 
 def _dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
     entry = registry.get("dataset", choice.use)
     values = _options(entry, choice)
-    if "data_dir" in inspect.signature(entry.load()).parameters:
-        values["data_dir"] = data_dir or cache_directory() / "data"
+    if DATA_DIR in inspect.signature(entry.load()).parameters:
+        values[DATA_DIR] = data_dir or cache_directory() / "data"
     data = _made(entry, **values)
     if not isinstance(data, Data):
         raise InvalidComponent(
@@ -178,31 +178,36 @@ def _options(entry: Entry, choice: Choice) -> dict[str, Any]:
     kind, factory = entry.kind, entry.load()
     parameters = parameters_of(kind, factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
+    for parameter in parameters.values():
+        fault = option_fault(kind, choice.use, parameter)
+        if fault and parameter.annotation is parameter.empty:
+            raise InvalidComponent(fault, culprit=entry)
     values = {}
     for name, value in choice.options.items():
         if name not in parameters and not open_ended:
             raise unknown(f"option of the {kind} {choice.use!r}", name, parameters, "Options")
-        if name not in parameters:
-            values[name] = checked(f"{kind}.{name}", Any, value)
+        expected = _type(parameters[name], factory) if name in parameters else Any
+        values[name] = checked(f"{kind}.{name}", expected, value)
     for name, parameter in parameters.items():
-        unset = name not in choice.options and parameter.default is parameter.empty
-        fault = option_fault(kind, choice.use, parameter)
-        if fault and parameter.annotation is parameter.empty:
-            raise InvalidComponent(fault, culprit=entry)
-        if unset:
-            remedy = f"--set {kind}.{name}=VALUE"
-            if fault:
-                raise InvalidComponent(f"{fault}, or give it a value: {remedy}", culprit=entry)
-            raise InvalidOption(f"{kind}.{name} is not set, and {choice.use!r} has no default for it: {remedy}")
-        if name in choice.options:
-            values[name] = checked(f"{kind}.{name}", _type(parameter, factory), choice.options[name])
-        else:
+        if name not in values and name != DATA_DIR:
+            if parameter.default is parameter.empty:
+                raise _unset(entry, parameter)
             values[name] = parameter.default
     return values
 
 
+def _unset(entry: Entry, option: inspect.Parameter) -> InvalidOption | InvalidComponent:
+    remedy = f"--set {entry.kind}.{option.name}=VALUE"
+    fault = option_fault(entry.kind, entry.name, option)
+    if fault:
+        return InvalidComponent(f"{fault}, or give it a value: {remedy}", culprit=entry)
+    return InvalidOption(f"{entry.kind}.{option.name} is not set, and {entry.name!r} has no default for it: {remedy}")
+
+
 def _type(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
-    """The annotation of an option; Any where it cannot be looked up when the program runs."""
+    """The annotation of an option; Any where there is none, or none that can be looked up when the program runs."""
+    if parameter.annotation is parameter.empty:
+        return Any
     names = vars(sys.modules[factory.__module__]) if hasattr(factory, "__module__") else {}
     annotated = SimpleNamespace(__annotations__={"option": parameter.annotation})
     try:

@@ -588,8 +588,9 @@ def plugins(as_json: AsJSON = False) -> None:
     """List the installed plugins, what each registered, and what went wrong."""
     found = list(_plugins().plugins.values())
     if as_json:
+        keys = ("name", "distribution", "version", "module", "api", "state", "disabled", "problems")
         data = [
-            {**vars(p), "state": p.state, "entries": [{"kind": e.kind, "name": e.name} for e in p.entries]}
+            {key: getattr(p, key) for key in keys} | {"entries": [{"kind": e.kind, "name": e.name} for e in p.entries]}
             for p in found
         ]
         print(json.dumps(data, indent=2))

@@ -230,6 +230,10 @@ def fitting(
     Raises:
         InvalidComponent: where it has others, and would go on to be summed over the wrong dimensions.
     """
+    if isinstance(distribution, Distribution):
+        batch_shape, event_shape = distribution.batch_shape, distribution.event_shape
+        if event_shape == event and batch_shape in batches:
+            return distribution
     expected = f"batch {' or '.join(str(list(batch)) for batch in batches)} and event {list(event)}"
     kind = type(distribution).__name__
     if not isinstance(distribution, Distribution):
@@ -237,9 +241,6 @@ def fitting(
             f"{method.__qualname__} gave a {kind}; it gives a torch.distributions.Distribution of {expected}",
             culprit=method,
         )
-    batch_shape, event_shape = distribution.batch_shape, distribution.event_shape
-    if event_shape == event and batch_shape in batches:
-        return distribution
     given = f"{kind} of batch {list(batch_shape)} and event {list(event_shape)}"
     remedy = ""
     if any(batch_shape + event_shape == (*batch, *event) for batch in batches) and len(event_shape) < len(event):

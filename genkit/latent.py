@@ -31,7 +31,7 @@ class LatentModel(nn.Module):
     def prior_given(self, condition: Tensor | None = None) -> Distribution:
         """p(z), or p(z|condition)."""
         prior = self.prior(condition, self.proposal)
-        batches = [()] if condition is None else [(), (len(condition),)]
+        batches = [()] if condition is None else [(), (condition.shape[0],)]
         return fitting(self.prior.forward, prior, self.spec.latent_shape, *batches)
 
     @property
@@ -42,8 +42,8 @@ class LatentModel(nn.Module):
     def posterior(self, x: Tensor, condition: Tensor | None = None) -> Distribution:
         """q(z|x) for ``x`` ``(B, *event_shape)``."""
         assert self.encoder is not None
-        posterior = self.encoder.posterior(*named(self.encoder, self.encoder(x, condition), len(x)))
-        return fitting(self.encoder.posterior, posterior, self.spec.latent_shape, (len(x),))
+        posterior = self.encoder.posterior(*named(self.encoder, self.encoder(x, condition), x.shape[0]))
+        return fitting(self.encoder.posterior, posterior, self.spec.latent_shape, (x.shape[0],))
 
     def decode(self, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         """``z`` ``(*lead, *latent_shape)`` -> the decoder's parameters, ``(*lead, ...)``; lead is (B,) or (K, B)."""
@@ -51,7 +51,7 @@ class LatentModel(nn.Module):
         if condition is not None:
             condition = condition.expand(lead).flatten()
         rows = z.flatten(0, len(lead) - 1)
-        return tuple(p.unflatten(0, lead) for p in named(self.decoder, self.decoder(rows, condition), len(rows)))
+        return tuple(p.unflatten(0, lead) for p in named(self.decoder, self.decoder(rows, condition), rows.shape[0]))
 
     def likelihood(self, z: Tensor, condition: Tensor | None = None) -> Distribution:
         """p(x|z) for ``z`` as in ``decode``."""

@@ -30,7 +30,7 @@ GROUP = "genkit"
 DISABLED, PATIENCE = "GENKIT_DISABLE_PLUGINS", "GENKIT_PLUGIN_SECONDS"
 """Environment variables: plugins to leave unloaded; how long one may take to be imported and to register."""
 SECONDS = 60.0
-"""What ``PATIENCE`` is unless it is set. torch from a cold network drive takes half of it."""
+"""What ``PATIENCE`` is unless it is set. It is long, because a plugin may import torch, from a slow disk."""
 
 _IN_BOX = "genkit-torch"
 _API = "GENKIT_API"

@@ -15,6 +15,8 @@ from genkit.recipe import Recipe
 KINDS = ("model", "encoder", "decoder", "prior", "loss", "dataset", "exporter", "runtime", "tracker")
 CONFIGURED = ("encoder", "decoder", "prior", "loss", "dataset")
 """The kinds whose factories take options: those of which a recipe chooses one each."""
+DATA_DIR = "data_dir"
+"""The argument of a dataset's factory that is not an option of it: the folder of the user's data."""
 ALL_RUNTIMES = "all"
 """In the place of a runtime's name: every one that is installed."""
 NO_TRACKER = "none"
@@ -138,7 +140,7 @@ def parameters_of(kind: str, factory: Callable[..., Any]) -> dict[str, inspect.P
     """The options of a factory: what its signature names, less the spec that components take first."""
     parameters = list(inspect.signature(factory).parameters.values())
     options = parameters if kind == "dataset" else parameters[1:]
-    return {p.name: p for p in options if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "data_dir"}
+    return {p.name: p for p in options if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
 
 
 def option_faults(entry: Entry) -> list[str]:
@@ -160,7 +162,7 @@ def option_fault(kind: str, name: str, option: inspect.Parameter) -> str:
     untyped = option.annotation is option.empty
     unset = option.default is option.empty
     lacks = ["type"] * untyped + ["default"] * (unset and kind != "dataset")
-    if not lacks:
+    if not lacks or (kind, option.name) == ("dataset", DATA_DIR):
         return ""
     kind_of_value = ("int" if unset else type(option.default).__name__) if untyped else str(option).partition(": ")[2]
     value = "" if unset and kind == "dataset" else f" = {'...' if unset else repr(option.default)}"

@@ -115,7 +115,10 @@ def carry_out(
     trackers, which are those that the run was last given.
     """
     begun = Run.open(plan.path).environment if plan.begun else {}
-    with _tracking(plugins, trackers, begun.get("trackers", [])) as following:
+    with (
+        _tracking(plugins, trackers, begun.get("trackers", [])) as following,
+        _attributed(plan.recipe, plugins.registry),
+    ):
         place = choose_device(device or begun.get("device_type", "auto"))
         data_dir, init_from = data_dir or _path(begun.get("data_dir")), init_from or _path(begun.get("init_from"))
         fresh = not (plan.begun and Run(plan.path).checkpoints())
@@ -124,8 +127,7 @@ def carry_out(
             task = assemble(plan.recipe, plugins.registry, data_dir)
         if initial is not None:
             initial.load_into(task.module)
-        with _attributed(plan.recipe, plugins.registry):
-            trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
+        trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
         if plan.begun:
             run = Run.open(plan.path)
             run.recipe = plan.recipe
@@ -188,7 +190,7 @@ def load(path: Path, registry: Registry, checkpoint: str, device: str, data_dir:
     place = choose_device(device)
     run = Run.open(path)
     recipe, found = run.recipe, run.checkpoint(checkpoint)
-    with seeded(recipe.training.seed):
+    with seeded(recipe.training.seed), _attributed(recipe, registry):
         task = assemble(recipe, registry, data_dir or _path(run.environment.get("data_dir")))
     found.load_into(task.module)
     task.module.to(place).eval()

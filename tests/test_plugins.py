@@ -98,7 +98,8 @@ def test_a_plugin_that_cannot_be_interrupted_is_named_while_it_is_waited_for(
     thread.join()
     waiting, failed = (message for message in said if "'dawdles'" in message)
     assert "0.01 s that GENKIT_PLUGIN_SECONDS gives it, and cannot be interrupted here" in waiting
-    assert "No module named 'genkit_nowhere'; leave it out: --disable-plugin dawdles" in failed
+    assert "dawdles.py:3: it could not be imported: ModuleNotFoundError: No module named 'genkit_nowhere'" in failed
+    assert "pip install -U dawdles, or leave it out: --disable-plugin dawdles" in failed
 
 
 def test_the_alarm_clock_is_left_as_it_was(install: Callable[[str, str], None]) -> None:
