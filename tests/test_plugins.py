@@ -7,9 +7,11 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import Genkit
 
 import genkit
 from genkit import hookspecs
@@ -146,3 +148,13 @@ def test_one_module_is_not_two_plugins() -> None:
     ):
         plugins.add(module, Plugin("second", "fork", "2"))
     assert plugins.registry.names("encoder") == ["one"]
+
+
+def test_a_bundle_is_sampled_without_the_plugins_that_were_left_out(
+    here: Genkit, mnist_run: Path, install: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    here("export", mnist_run, "--out", tmp_path / "bundle")
+    install("noisy", "raise RuntimeError('heard')")
+    sample = ["sample", tmp_path / "bundle", "--out", tmp_path / "samples.png"]
+    assert here(*sample).stderr.count("RuntimeError: heard") == 1
+    assert "noisy" not in here(*sample, "--disable-plugin", "noisy").stderr
