@@ -207,7 +207,7 @@ class Plugins:
                 self._manager.unregister(name=implementation.plugin_name)
                 plugin = self.plugins[implementation.plugin_name]
                 place = _place(error, plugin) or places.defined(implementation.function)
-                plugin.warn(f"{hook} failed, and its hooks are switched off: {_cause(error)}", place)
+                plugin.warn(f"{hook} failed and is switched off: {_cause(error)}", place)
 
     def blame(self, error: BaseException) -> tuple[Plugin, str] | None:
         """The plugin, and the place in it, whose fault an error is: of what it raised, or of a contract it broke.

@@ -80,7 +80,7 @@ def test_every_fault_in_loading_is_said_once_as_documented_and_costs_no_other_pl
     assert "Traceback" not in done.stderr
     said = _said(broken_python, done.stderr)
     assert Counter(said) == Counter(
-        m for m in documented if m.startswith("warning: ") and "hooks are switched" not in m
+        m for m in documented if m.startswith("warning: ") and "is switched off" not in m
     )
 
     *listing, left_over = done.stdout.strip().splitlines()
@@ -117,8 +117,8 @@ def test_every_fault_of_a_component_in_use_is_said_as_documented_and_other_model
     assert statuses == [*BROKEN_COMPONENTS.values(), 0]
     assert "Traceback" not in done.stderr
     said = _said(broken_python, done.stderr)
-    in_use = [message for message in said if message.startswith("error: ") or "hooks are switched" in message]
-    assert Counter(in_use) == Counter(m for m in documented if m.startswith("error: ") or "hooks are switched" in m)
+    in_use = [message for message in said if message.startswith("error: ") or "is switched off" in message]
+    assert Counter(in_use) == Counter(m for m in documented if m.startswith("error: ") or "is switched off" in m)
     remedy = "Unless you can mend that: pip install -U genkit-broken, or another component; --debug shows more."
     assert done.stderr.count(remedy) == len(BROKEN_COMPONENTS)
     assert remedy in DOCUMENTED.read_text()
