@@ -154,15 +154,16 @@ class Plugins:
                 file,
                 f"pip uninstall {plugin.distribution}",
             )
-        hooks = [name for name in dir(module) if self._manager.parse_hookimpl_opts(module, name)]
+        marked = ((name, self._manager.parse_hookimpl_opts(module, name)) for name in dir(module))
+        hooks = {name: options["specname"] or name for name, options in marked if options}
         if not hooks:
             raise _Refused("it implements no hook", file, "mark its genkit_register with @genkit.hookimpl")
-        for hook in hooks:
-            function, offered = getattr(module, hook), _HOOKS.get(hook)
+        for name, hook in hooks.items():
+            function, offered = getattr(module, name), _HOOKS.get(hook)
             if offered is None:
                 plugin.warn(_misspelt(hook), places.defined(function))
                 continue
-            strange = [name for name in inspect.signature(function).parameters if name not in offered]
+            strange = [argument for argument in inspect.signature(function).parameters if argument not in offered]
             if strange:
                 raise _Refused(
                     f"its {hook} takes {', '.join(map(repr, strange))}, which it is not given",

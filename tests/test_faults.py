@@ -79,9 +79,7 @@ def test_every_fault_in_loading_is_said_once_as_documented_and_costs_no_other_pl
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     said = _said(broken_python, done.stderr)
-    assert Counter(said) == Counter(
-        m for m in documented if m.startswith("warning: ") and "is switched off" not in m
-    )
+    assert Counter(said) == Counter(m for m in documented if m.startswith("warning: ") and "is switched off" not in m)
 
     *listing, left_over = done.stdout.strip().splitlines()
     assert json.loads(left_over) == []
