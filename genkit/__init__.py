@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from genkit.errors import unknown as unknown
     from genkit.files import cache_directory as cache_directory
     from genkit.files import write_atomically as write_atomically
+    from genkit.hookspecs import API_VERSION as API_VERSION
     from genkit.images import LabelledImages as LabelledImages
     from genkit.images import failures_of as failures_of
     from genkit.images import image_data as image_data
@@ -161,6 +162,7 @@ _HOMES = {
     ),
     "genkit.files": ("cache_directory", "write_atomically"),
     "genkit.images": ("LabelledImages", "failures_of", "image_data", "image_tensor", "open_image"),
+    "genkit.hookspecs": ("API_VERSION",),
     "genkit.interfaces": (
         "Batch",
         "Component",

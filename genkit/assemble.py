@@ -21,7 +21,7 @@ from genkit.graphs import latent_graphs
 from genkit.interfaces import Component, Decoder, Encoder, Loss, Prior, Spec
 from genkit.latent import LatentModel
 from genkit.recipe import Choice, Recipe, TrainingOptions, checked, parse_value
-from genkit.registry import Registry
+from genkit.registry import DATA_DIR, Entry, Registry, option_fault, parameters_of
 from genkit.task import Data, Task
 
 _INTERFACES: Mapping[str, type[Component]] = {"encoder": Encoder, "decoder": Decoder, "prior": Prior, "loss": Loss}
@@ -45,8 +45,8 @@ def resolve(recipe: Recipe, registry: Registry) -> Recipe:
     """
     choices: dict[str, Any] = {}
     for kind, written in recipe.components.items():
-        choice, factory = _chosen(kind, written, registry)
-        values = _options(kind, choice, factory)
+        choice, entry = _chosen(kind, written, registry)
+        values = _options(entry, choice)
         choices[kind] = Choice(choice.use, **{name: _plain(f"{kind}.{name}", v) for name, v in values.items()})
     return replace(recipe, **choices)
 
@@ -98,7 +98,7 @@ def describe_options(recipe: Recipe, registry: Registry) -> list[dict[str, str]]
     for kind, choice in recipe.components.items():
         rows.append({"key": kind, "type": "one of: " + ", ".join(registry.names(kind)), "value": choice.use})
         factory = registry.get(kind, choice.use).load()
-        for name, parameter in _parameters(kind, factory).items():
+        for name, parameter in parameters_of(kind, factory).items():
             if name in choice.options:
                 described = _describe(_type(parameter, factory))
                 rows.append({"key": f"{kind}.{name}", "type": described, "value": str(choice.options[name])})
@@ -124,56 +124,81 @@ def _describe(kind: Any) -> str:
 
 
 def _component(kind: str, interface: type[Component], choice: Choice, registry: Registry, spec: Spec) -> Component:
-    choice, factory = _chosen(kind, choice, registry)
-    component = factory(spec, **_options(kind, choice, factory))
+    choice, entry = _chosen(kind, choice, registry)
+    component = _made(entry, spec, **_options(entry, choice))
     if not isinstance(component, interface):
         raise InvalidComponent(
             f"the {kind} {choice.use!r} is a {type(component).__name__}; its factory must return a "
-            f"genkit.{interface.__name__}"
+            f"genkit.{interface.__name__}",
+            culprit=entry,
         )
     if isinstance(component, Encoder | Decoder):
         outputs = getattr(component, "outputs", None)
         if not isinstance(outputs, tuple) or not outputs or not all(isinstance(name, str) for name in outputs):
             raise InvalidComponent(
                 f"the {kind} {choice.use!r} has outputs = {outputs!r}; name what forward returns in a class attribute, "
-                'e.g. outputs = ("mean", "log_var")'
+                'e.g. outputs = ("mean", "log_var")',
+                culprit=entry,
             )
     return component
 
 
 def _dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
-    choice, factory = _chosen("dataset", choice, registry)
-    values = _options("dataset", choice, factory)
-    if "data_dir" in inspect.signature(factory).parameters:
-        values["data_dir"] = data_dir or cache_directory() / "data"
-    data = factory(**values)
+    choice, entry = _chosen("dataset", choice, registry)
+    values = _options(entry, choice)
+    if DATA_DIR in inspect.signature(entry.load()).parameters:
+        values[DATA_DIR] = data_dir or cache_directory() / "data"
+    data = _made(entry, **values)
     if not isinstance(data, Data):
         raise InvalidComponent(
-            f"the dataset {choice.use!r} gave a {type(data).__name__}; its factory must return a genkit.Data"
+            f"the dataset {choice.use!r} gave a {type(data).__name__}; its factory must return a genkit.Data",
+            culprit=entry,
         )
     return data
 
 
-def _chosen(kind: str, choice: Choice, registry: Registry) -> tuple[Choice, Callable[..., Any]]:
-    """A choice whose name is one of the registry's, and the factory of that name.
+def _chosen(kind: str, choice: Choice, registry: Registry) -> tuple[Choice, Entry]:
+    """A choice whose name is one of the registry's, and the entry of that name.
 
     What is written behind a colon, ``use: torchvision:SVHN``, is the first option of the factory's signature, unless
     that option is given by its own name as well.
     """
     name, colon, text = choice.use.partition(":")
-    factory = registry.get(kind, name).load()
+    entry = registry.get(kind, name)
     if not colon:
-        return choice, factory
-    names = [option for option in _parameters(kind, factory) if option != "data_dir"]
+        return choice, entry
+    names = [option for option in parameters_of(kind, entry.load()) if option != DATA_DIR]
     if not names:
         raise InvalidOption(f"{kind} = {choice.use!r}: {name!r} takes no option that could be written behind its name")
-    return Choice(name, **{names[0]: parse_value(text), **choice.options}), factory
+    return Choice(name, **{names[0]: parse_value(text), **choice.options}), entry
 
 
-def _options(kind: str, choice: Choice, factory: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword arguments of ``factory``: the choice's options, checked, over the signature's defaults."""
-    parameters = _parameters(kind, factory)
+def _made(entry: Entry, *spec: Spec, **options: Any) -> Any:
+    """What a factory makes, called as every factory is."""
+    factory = entry.load()
+    undefined = sorted(getattr(factory, "__abstractmethods__", ()))
+    if undefined:
+        raise InvalidComponent(
+            f"the {entry.kind} {entry.name!r} does not define {' and '.join(undefined)}, which its interface asks for",
+            culprit=entry,
+        )
+    try:
+        return factory(*spec, **options)
+    except TypeError as error:
+        if error.__traceback__ and error.__traceback__.tb_next is None:  # nothing of the factory has run
+            raise InvalidComponent(f"the {entry.kind} {entry.name!r} cannot be made: {error}", culprit=entry) from error
+        raise
+
+
+def _options(entry: Entry, choice: Choice) -> dict[str, Any]:
+    """The keyword arguments of a factory: the choice's options, checked, over the signature's defaults."""
+    kind, factory = entry.kind, entry.load()
+    parameters = parameters_of(kind, factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
+    for parameter in parameters.values():
+        fault = option_fault(kind, choice.use, parameter)
+        if fault and parameter.annotation is parameter.empty:
+            raise InvalidComponent(fault, culprit=entry)
     values = {}
     for name, value in choice.options.items():
         if name not in parameters and not open_ended:
@@ -181,20 +206,19 @@ def _options(kind: str, choice: Choice, factory: Callable[..., Any]) -> dict[str
         expected = _type(parameters[name], factory) if name in parameters else Any
         values[name] = checked(f"{kind}.{name}", expected, value)
     for name, parameter in parameters.items():
-        if name not in values and name != "data_dir":
+        if name not in values and name != DATA_DIR:
             if parameter.default is parameter.empty:
-                raise InvalidOption(
-                    f"{kind}.{name} is not set, and {choice.use!r} has no default for it: --set {kind}.{name}=VALUE"
-                )
+                raise _unset(entry, parameter)
             values[name] = parameter.default
     return values
 
 
-def _parameters(kind: str, factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The options of a factory: what its signature names, less the spec that components take first."""
-    parameters = list(inspect.signature(factory).parameters.values())
-    options = parameters if kind == "dataset" else parameters[1:]
-    return {p.name: p for p in options if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+def _unset(entry: Entry, option: inspect.Parameter) -> InvalidOption | InvalidComponent:
+    remedy = f"--set {entry.kind}.{option.name}=VALUE"
+    fault = option_fault(entry.kind, entry.name, option)
+    if fault:
+        return InvalidComponent(f"{fault}, or give it a value: {remedy}", culprit=entry)
+    return InvalidOption(f"{entry.kind}.{option.name} is not set, and {entry.name!r} has no default for it: {remedy}")
 
 
 def _type(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from genkit.errors import GenkitError, InvalidOption, PluginWarning, VerificationFailed
+from genkit.errors import GenkitError, InvalidOption, PluginWarning, VerificationFailed, plain
 
 if TYPE_CHECKING:
     from genkit.bundle import Manifest, Report
@@ -49,6 +49,8 @@ class _Flags:
 
     debug = False
     disabled: tuple[str, ...] = ()
+    plugins: Plugins | None = None
+    """Those that the command has loaded, of which one may be to blame for an error."""
 
 
 _COMMON = {
@@ -79,7 +81,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives its exit status."""
-    _Flags.debug, _Flags.disabled = False, ()
+    _Flags.debug, _Flags.disabled, _Flags.plugins = False, (), None
     words = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("always", PluginWarning)
@@ -89,23 +91,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except _UsageError as error:
             return _failed(_explained(error, words), 2)
         except GenkitError as error:
-            return _failed(str(error), error.status)
+            return _failed(_blaming(error) or str(error), error.status)
         except KeyboardInterrupt:
             return _failed("interrupted", 130)
         except BrokenPipeError:
             sys.stderr.close()
             return 1
         except ModuleNotFoundError as error:
-            return _failed(_missing(error), 2)
+            return _failed(_blaming(error) or _missing(error), 2)
         except OSError as error:
-            return _failed(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+            return _failed(_blaming(error) or f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
         except typer.Exit as error:
             return error.exit_code
+        except SystemExit as error:
+            blaming = _blaming(error)  # only the command itself may say that all is well
+            if blaming is None:
+                raise
+            return _failed(blaming, 1)
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             if type(error).__name__ == "OutOfMemoryError":
                 return _failed(f"the device is out of memory ({lines[0]}); try a smaller --batch-size", 1)
-            return _failed(f"{type(error).__name__}: {lines[0]}\nRun it again with --debug to see where.", 1)
+            message = f"{type(error).__name__}: {lines[0]}\nRun it again with --debug to see where."
+            return _failed(_blaming(error) or message, 1)
+
+
+def _blaming(error: BaseException) -> str | None:
+    """The message about an error that is the fault of a plugin."""
+    blamed = _Flags.plugins.blame(error) if _Flags.plugins else None
+    if blamed is None:
+        return None
+    plugin, place = blamed
+    what = str(error) if isinstance(error, GenkitError) else f"{type(error).__name__}: {plain(str(error))}"
+    return (
+        f"{plugin}{', ' if place else ''}{place}: {what}\n"
+        f"Unless you can mend that: pip install -U {plugin.distribution}, or another component; --debug shows more."
+    )
 
 
 def _explained(error: Any, words: Sequence[str]) -> str:
@@ -165,7 +186,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _plugins() -> Plugins:
     from genkit.plugins import load_plugins
 
-    return load_plugins(_Flags.disabled)
+    _Flags.plugins = load_plugins(_Flags.disabled)
+    return _Flags.plugins
 
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `genkit train` wrote.")]
@@ -265,7 +287,7 @@ def sample(
 
     plugins = _plugins()
     if (source / "manifest.json").exists():
-        x = torch.from_numpy(load_bundle(source).sample(n, seed, condition))
+        x = torch.from_numpy(load_bundle(source, disabled=plugins.absent).sample(n, seed, condition))
         bundle = source.resolve()
         target = out or bundle.with_name(f"{bundle.name}-samples.png")
     else:
@@ -564,16 +586,18 @@ def plugins(as_json: AsJSON = False) -> None:
     """List the installed plugins, what each registered, and what went wrong."""
     found = list(_plugins().plugins.values())
     if as_json:
-        data = [{**vars(p), "entries": [{"kind": e.kind, "name": e.name} for e in p.entries]} for p in found]
+        keys = ("name", "distribution", "version", "module", "api", "state", "disabled", "problems")
+        data = [
+            {key: getattr(p, key) for key in keys} | {"entries": [{"kind": e.kind, "name": e.name} for e in p.entries]}
+            for p in found
+        ]
         print(json.dumps(data, indent=2))
         return
     rows = []
     for p in found:
         registered = ", ".join(f"{e.kind} {e.name}" for e in p.entries)
-        rows.append(
-            [p.name, p.distribution, p.version, registered, "disabled" if p.disabled else "; ".join(p.problems)]
-        )
-    _table(["plugin", "distribution", "version", "registered", "problems"], rows)
+        rows.append([p.name, p.distribution, p.version, p.api or "-", p.state, registered, "; ".join(p.problems)])
+    _table(["plugin", "distribution", "version", "API", "state", "registered", "problems"], rows)
 
 
 @command

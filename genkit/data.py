@@ -84,10 +84,13 @@ def length(dataset: Dataset[Any]) -> int:
         size = len(dataset)  # type: ignore[arg-type]  # Dataset declares no __len__; its subclasses have one
     except TypeError:
         raise InvalidComponent(
-            f"the dataset {type(dataset).__name__} has no length; genkit needs one that is indexed by position"
+            f"the dataset {type(dataset).__name__} has no length; genkit needs one that is indexed by position",
+            culprit="dataset",
         ) from None
     if size == 0:
-        raise InvalidComponent(f"the dataset {type(dataset).__name__} is empty; it needs one observation or more")
+        raise InvalidComponent(
+            f"the dataset {type(dataset).__name__} is empty; it needs one observation or more", culprit="dataset"
+        )
     return size
 
 

@@ -28,7 +28,17 @@ class InvalidOption(GenkitError):
 
 
 class InvalidComponent(GenkitError):
-    """A plugin's component broke the contract of its interface (a wrong shape, a missing name)."""
+    """A plugin's component broke the contract of its interface (a wrong shape, a missing name).
+
+    Args:
+        message: what is wrong and how it is done right.
+        culprit: what broke it, where that is known: a function or class, an entry of the registry, or the kind of
+            component, such as ``"loss"``, of which a recipe has one. The command line names its plugin and its place.
+    """
+
+    def __init__(self, message: str, culprit: object = None) -> None:
+        super().__init__(message)
+        self.culprit = culprit
 
 
 class NoDensity(GenkitError, NotImplementedError):

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from genkit.run import Run
     from genkit.task import Task
 
+API_VERSION = (1, 0)
+"""Of what plugins use: the hooks, the registry, and every name in ``genkit``. The second number grows with what is new,
+the first with what no longer works. A plugin's module may say the least that it needs: ``GENKIT_API = "1.0"``.
+"""
+
 hookspec = pluggy.HookspecMarker("genkit")
 
 

@@ -136,7 +136,7 @@ def encode(model: LatentModel, x: Tensor, labels: Tensor | None = None) -> dict[
         for start in range(0, len(x), _CHUNK):
             rows = slice(start, start + _CHUNK)
             batch = to_batch(model, x[rows], None if labels is None else labels[rows])
-            pieces.append(named(model.encoder, model.encoder(*batch)))
+            pieces.append(named(model.encoder, model.encoder(*batch), len(batch.x)))
     return {
         name: torch.cat(values).cpu()
         for name, values in zip(model.encoder.outputs, zip(*pieces, strict=True), strict=True)

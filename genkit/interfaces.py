@@ -199,15 +199,53 @@ def divergence(posterior: Distribution, prior: Distribution, z: Tensor) -> Tenso
         return (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
 
 
-def named(component: Encoder | Decoder, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What ``component`` returned, one tensor for each of its ``outputs``, in float32 also where it ran in bfloat16."""
+def named(component: Encoder | Decoder, params: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
+    """What ``component`` made of ``rows`` rows, one tensor ``(rows, ...)`` for each of its ``outputs``.
+
+    In float32 also where it ran in bfloat16.
+    """
     if not isinstance(params, tuple | list) or len(params) != len(component.outputs):
         given = f"{len(params)} tensors" if isinstance(params, tuple | list) else f"a {type(params).__name__}"
         raise InvalidComponent(
             f"{type(component).__name__}.forward returned {given}; its outputs = {component.outputs} name the tensors "
-            "of a tuple, one each"
+            "of a tuple, one each",
+            culprit=type(component).forward,
         )
+    for name, value in zip(component.outputs, params, strict=True):
+        if not isinstance(value, Tensor) or value.shape[:1] != (rows,):
+            given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"the type {type(value).__name__}"
+            raise InvalidComponent(
+                f"{type(component).__name__}.forward was given {rows} rows, and its output {name!r} has {given}; give "
+                f"a tensor whose first dimension is {rows}",
+                culprit=type(component).forward,
+            )
     return tuple(p.float() if p.dtype in (torch.bfloat16, torch.float16) else p for p in params)
+
+
+def fitting(
+    method: Callable[..., Distribution], distribution: Distribution, event: tuple[int, ...], *batches: tuple[int, ...]
+) -> Distribution:
+    """What a component's ``method`` gave: a distribution of that event shape and one of these batch shapes.
+
+    Raises:
+        InvalidComponent: where it has others, and would go on to be summed over the wrong dimensions.
+    """
+    if isinstance(distribution, Distribution):
+        batch_shape, event_shape = distribution.batch_shape, distribution.event_shape
+        if event_shape == event and batch_shape in batches:
+            return distribution
+    expected = f"batch {' or '.join(str(list(batch)) for batch in batches)} and event {list(event)}"
+    kind = type(distribution).__name__
+    if not isinstance(distribution, Distribution):
+        raise InvalidComponent(
+            f"{method.__qualname__} gave a {kind}; it gives a torch.distributions.Distribution of {expected}",
+            culprit=method,
+        )
+    given = f"{kind} of batch {list(batch_shape)} and event {list(event_shape)}"
+    remedy = ""
+    if any(batch_shape + event_shape == (*batch, *event) for batch in batches) and len(event_shape) < len(event):
+        remedy = f"; wrap it: Independent({kind}(...), {len(event) - len(event_shape)})"
+    raise InvalidComponent(f"{method.__qualname__} gave {given}; the model needs {expected}{remedy}", culprit=method)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from genkit.interfaces import Batch, Decoder, Encoder, Pass, Prior, Spec, named
+from genkit.interfaces import Batch, Decoder, Encoder, Pass, Prior, Spec, fitting, named
 
 
 class LatentModel(nn.Module):
@@ -30,8 +30,9 @@ class LatentModel(nn.Module):
 
     def prior_given(self, condition: Tensor | None = None) -> Distribution:
         """p(z), or p(z|condition)."""
-        distribution: Distribution = self.prior(condition, self.proposal)
-        return distribution
+        prior = self.prior(condition, self.proposal)
+        batches = [()] if condition is None else [(), (condition.shape[0],)]
+        return fitting(self.prior.forward, prior, self.spec.latent_shape, *batches)
 
     @property
     def proposal(self) -> Callable[..., Distribution] | None:
@@ -41,19 +42,24 @@ class LatentModel(nn.Module):
     def posterior(self, x: Tensor, condition: Tensor | None = None) -> Distribution:
         """q(z|x) for ``x`` ``(B, *event_shape)``."""
         assert self.encoder is not None
-        return self.encoder.posterior(*named(self.encoder, self.encoder(x, condition)))
+        posterior = self.encoder.posterior(*named(self.encoder, self.encoder(x, condition), x.shape[0]))
+        return fitting(self.encoder.posterior, posterior, self.spec.latent_shape, (x.shape[0],))
 
     def decode(self, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         """``z`` ``(*lead, *latent_shape)`` -> the decoder's parameters, ``(*lead, ...)``; lead is (B,) or (K, B)."""
-        lead = z.shape[: z.dim() - len(self.spec.latent_shape)]
+        lead = self._lead(z)
         if condition is not None:
             condition = condition.expand(lead).flatten()
-        params = named(self.decoder, self.decoder(z.flatten(0, len(lead) - 1), condition))
-        return tuple(p.unflatten(0, lead) for p in params)
+        rows = z.flatten(0, len(lead) - 1)
+        return tuple(p.unflatten(0, lead) for p in named(self.decoder, self.decoder(rows, condition), rows.shape[0]))
 
     def likelihood(self, z: Tensor, condition: Tensor | None = None) -> Distribution:
         """p(x|z) for ``z`` as in ``decode``."""
-        return self.decoder.likelihood(*self.decode(z, condition))
+        likelihood = self.decoder.likelihood(*self.decode(z, condition))
+        return fitting(self.decoder.likelihood, likelihood, self.spec.event_shape, self._lead(z))
+
+    def _lead(self, z: Tensor) -> tuple[int, ...]:
+        return tuple(z.shape[: z.dim() - len(self.spec.latent_shape)])
 
 
 def draw(distribution: Distribution, samples: int, batch: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,12 @@ from genkit.verification import verify as verify_bundle
 
 
 def load_bundle(
-    path: str | Path, *, precision: str = "fp32", runtime: str = "onnxruntime", verify: bool = True
+    path: str | Path,
+    *,
+    precision: str = "fp32",
+    runtime: str = "onnxruntime",
+    verify: bool = True,
+    disabled: Iterable[str] = (),
 ) -> LoadedBundle:
     """Opens an exported model for use. It needs numpy and a runtime, and no torch.
 
@@ -34,6 +39,7 @@ def load_bundle(
         runtime: that runs the graphs; a name of ``genkit components``.
         verify: whether everything is proven first, as by ``genkit verify`` (a second or so for a small model). Else
             only the files are held against their digests, which is enough for a bundle that was verified before.
+        disabled: plugins to leave unloaded.
 
     Raises:
         InvalidBundle: where there is no bundle.
@@ -44,11 +50,12 @@ def load_bundle(
     precisions = {"fp32", *(reduced.precision for reduced in bundle.manifest.reduced)}
     if precision not in precisions:
         raise unknown("precision", precision, precisions, "In the bundle")
-    checks = verify_bundle(path, [runtime]).checks if verify else tuple(bundle.check_files())
+    plugins = load_plugins(disabled)
+    checks = verify_bundle(path, [runtime], disabled=plugins.absent).checks if verify else tuple(bundle.check_files())
     failed = [check for check in checks if not check.ok]
     if failed:
         raise VerificationFailed(f"{path} is not what was exported: {failed[0]}; do not use it, export it again")
-    return LoadedBundle(bundle, load_plugins().registry.get("runtime", runtime).load()(), precision)
+    return LoadedBundle(bundle, plugins.registry.get("runtime", runtime).load()(), precision)
 
 
 class LoadedBundle:

@@ -113,8 +113,8 @@ def list_runtimes(disabled: Iterable[str] = ()) -> list[RuntimeInfo]:
     Args:
         disabled: plugins to leave unloaded.
     """
-    disabled = list(disabled)
-    registry = load_plugins(disabled).registry
+    plugins = load_plugins(disabled)
+    registry, disabled = plugins.registry, plugins.absent
     with closing(Child()) as child:
         entries = [registry.get("runtime", name) for name in registry.names("runtime")]
         return [_describe(child, entry, SECONDS, disabled) for entry in entries]
@@ -136,12 +136,12 @@ def compare_runtimes(path: str | Path, *, seconds: float = SECONDS, disabled: It
         VerificationFailed: for a manifest that cannot be read.
         UnknownName: for an exporter that the bundle names, which no plugin offers.
     """
-    disabled = list(disabled)
+    plugins = load_plugins(disabled)
+    registry, disabled = plugins.registry, plugins.absent
     report = verify(path, (), seconds=seconds, disabled=disabled)
     bundle = Bundle.open(Path(path))
     graphs = [graph.name for graph in bundle.manifest.graphs]
     broken = any(not check.ok and not check.graph for check in report.checks)
-    registry = load_plugins(disabled).registry
     cells: list[Cell] = []
     missing = []
     for name in registry.names("runtime"):

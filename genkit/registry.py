@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from genkit.errors import InvalidComponent, unknown
+from genkit import places
+from genkit.errors import GenkitError, InvalidComponent, unknown
 from genkit.recipe import Recipe
 
 KINDS = ("model", "encoder", "decoder", "prior", "loss", "dataset", "exporter", "runtime", "tracker")
-
+CONFIGURED = ("encoder", "decoder", "prior", "loss", "dataset")
+"""The kinds whose factories take options: those of which a recipe chooses one each."""
+DATA_DIR = "data_dir"
+"""The argument of a dataset's factory that is not an option of it: the folder of the user's data."""
 ALL_RUNTIMES = "all"
 """In the place of a runtime's name: every one that is installed."""
 NO_TRACKER = "none"
@@ -24,12 +29,23 @@ Factory = Callable[..., Any] | str
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name. ``target`` is a recipe for a model and a factory for everything else."""
+    """One registered name. ``target`` is a recipe for a model and a factory for everything else.
+
+    ``place`` is where it was registered, ``file:line``.
+    """
 
     kind: str
     name: str
     target: Factory | Recipe
     plugin: str = ""
+    place: str = field(default="", compare=False)
+
+    @property
+    def home(self) -> str:
+        """The module that the factory is from; empty for a recipe."""
+        if isinstance(self.target, str):
+            return self.target.partition(":")[0]
+        return "" if isinstance(self.target, Recipe) else places.home(self.target)
 
     def load(self) -> Any:
         """The factory itself (or the recipe), imported now if it was registered by its name."""
@@ -38,10 +54,13 @@ class Entry:
         module, _, name = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
+        except GenkitError:
+            raise
+        except Exception as error:
             raise InvalidComponent(
                 f"the {self.kind} {self.name!r} of the plugin {self.plugin!r} cannot be loaded from {self.target!r}: "
-                f"{error}"
+                f"{type(error).__name__}: {error}",
+                culprit=self,
             ) from error
 
 
@@ -90,7 +109,7 @@ class Registry:
         """Contributes a model, under its recipe's name."""
         if not isinstance(recipe, Recipe):
             raise TypeError(f"registry.model takes a genkit.Recipe, not {recipe!r}")
-        self.add(Entry("model", recipe.name, recipe, self.plugin))
+        self.add(Entry("model", recipe.name, recipe, self.plugin, places.called()))
 
     def names(self, kind: str) -> list[str]:
         """The names registered under a kind, sorted."""
@@ -116,4 +135,40 @@ class Registry:
             raise ValueError(f"the name of the {kind} {name!r} has a colon, behind which its first option is written")
         if name == _RESERVED.get(kind):
             raise ValueError(f"--{kind} {name} means something else; give the {kind} another name")
-        self.add(Entry(kind, name, factory, self.plugin))
+        self.add(Entry(kind, name, factory, self.plugin, places.called()))
+
+
+def parameters_of(kind: str, factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The options of a factory: what its signature names, less the spec that components take first."""
+    parameters = list(inspect.signature(factory).parameters.values())
+    options = parameters if kind == "dataset" else parameters[1:]
+    return {p.name: p for p in options if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
+
+def option_faults(entry: Entry) -> list[str]:
+    """What is wrong with the options of a component or a dataset that was registered as a callable.
+
+    One that was registered by its name is not imported for that; it is asked when it is first used.
+    """
+    if entry.kind not in CONFIGURED or not callable(entry.target):
+        return []
+    faults = [option_fault(entry.kind, entry.name, p) for p in parameters_of(entry.kind, entry.target).values()]
+    return [fault for fault in faults if fault]
+
+
+def option_fault(kind: str, name: str, option: inspect.Parameter) -> str:
+    """What an option of the factory of that kind and name lacks, and how it is written; empty where it lacks nothing.
+
+    A type, always; and a default, but for the options of a dataset, which may be what only its user knows.
+    """
+    untyped = option.annotation is option.empty
+    unset = option.default is option.empty
+    lacks = ["type"] * untyped + ["default"] * (unset and kind != "dataset")
+    if not lacks or (kind, option.name) == ("dataset", DATA_DIR):
+        return ""
+    kind_of_value = ("int" if unset else type(option.default).__name__) if untyped else str(option).partition(": ")[2]
+    value = "" if unset and kind == "dataset" else f" = {'...' if unset else repr(option.default)}"
+    return (
+        f"the option {option.name!r} of the {kind} {name!r} has no {' and no '.join(lacks)}; write it as, e.g., "
+        f"{option.name}: {kind_of_value}{value}"
+    )

@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from genkit.assemble import Composition, assemble, resolve
 from genkit.data import length, take
-from genkit.errors import GenkitError, InvalidOption, InvalidRun
+from genkit.errors import GenkitError, InvalidComponent, InvalidOption, InvalidRun
 from genkit.graphs import describe_prior, replaced
 from genkit.inference import ACTIVE, asking, log_likelihood, posterior_means, squared_errors, variance_of_means
 from genkit.interfaces import Batch
@@ -110,7 +110,10 @@ def carry_out(
     trackers, which are those that the run was last given.
     """
     begun = Run.open(plan.path).environment if plan.begun else {}
-    with _tracking(plugins, trackers, begun.get("trackers", [])) as following:
+    with (
+        _tracking(plugins, trackers, begun.get("trackers", [])) as following,
+        _attributed(plan.recipe, plugins.registry),
+    ):
         place = choose_device(device or begun.get("device_type", "auto"))
         data_dir, init_from = data_dir or _path(begun.get("data_dir")), init_from or _path(begun.get("init_from"))
         fresh = not (plan.begun and Run(plan.path).checkpoints())
@@ -129,6 +132,17 @@ def carry_out(
             made = environment(plan.recipe, plugins, place, data_dir, init_from) | {"trackers": following}
             run = Run.create(plan.path, plan.recipe, made)
         return run, trainer.fit(run)
+
+
+@contextmanager
+def _attributed(recipe: Recipe, registry: Registry) -> Iterator[None]:
+    """Says which component of a recipe an ``InvalidComponent`` means that names a kind of component only."""
+    try:
+        yield
+    except InvalidComponent as error:
+        if isinstance(error.culprit, str):
+            error.culprit = registry.get(error.culprit, recipe.components[error.culprit].use)
+        raise
 
 
 @contextmanager
@@ -171,7 +185,7 @@ def load(path: Path, registry: Registry, checkpoint: str, device: str, data_dir:
     place = choose_device(device)
     run = Run.open(path)
     recipe, found = run.recipe, run.checkpoint(checkpoint)
-    with seeded(recipe.training.seed):
+    with seeded(recipe.training.seed), _attributed(recipe, registry):
         task = assemble(recipe, registry, data_dir or _path(run.environment.get("data_dir")))
     found.load_into(task.module)
     task.module.to(place).eval()

@@ -69,13 +69,13 @@ def verify(
     """
     if seconds <= 0:
         raise InvalidOption(f"seconds = {seconds}: a time limit is above 0")
-    registry = load_plugins(disabled).registry
+    plugins = load_plugins(disabled)
     for name in runtimes:
-        registry.get("runtime", name)
+        plugins.registry.get("runtime", name)
     bundle = Bundle.open(Path(path))
     if not bundle.whole:  # nothing that it says can be relied on, not even which files to look at
         return Report((Check("", "files", False, f"{MANIFEST}: changed after it was written"),))
-    request = {"path": str(bundle.path.resolve()), "runtimes": list(runtimes), "disabled": list(disabled)}
+    request = {"path": str(bundle.path.resolve()), "runtimes": list(runtimes), "disabled": plugins.absent}
     with _turn:
         answer = _child.ask({"task": "verify", **request}, seconds)
     if "error" in answer:

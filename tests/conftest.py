@@ -67,10 +67,16 @@ def acme(acme_python: Path) -> Genkit:
 
 
 @pytest.fixture(scope="session")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Genkit:
-    """``genkit`` in an environment with the bad third-party plugins beside the good one."""
-    path = tmp_path_factory.mktemp("broken") / "venv"
-    return command(environment_with(path, THIRD_PARTY / "genkit_acme", THIRD_PARTY / "genkit_broken"))
+def broken_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of an environment with three packages: good, broken in every way, and taking others' names."""
+    packages = [THIRD_PARTY / name for name in ("genkit_acme", "genkit_broken", "genkit_shadowing")]
+    return environment_with(tmp_path_factory.mktemp("broken") / "venv", *packages)
+
+
+@pytest.fixture(scope="session")
+def broken(broken_python: Path) -> Genkit:
+    """``genkit`` in an environment with the bad third-party packages beside the good one."""
+    return command(broken_python)
 
 
 @pytest.fixture(scope="session")

@@ -102,33 +102,3 @@ def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_checkpoint(ac
     assert str(run / "checkpoints" / "epoch_0001") in done.stderr
     assert "Traceback" not in done.stderr
     acme("sample", run, "--out", tmp_path / "s.png")
-
-
-def test_bad_plugins_cost_one_line_each_and_nothing_else(broken: Genkit) -> None:
-    done = broken("models")
-    assert "mnist_vae" in done.stdout
-    assert "acme" in done.stdout
-    warnings = done.stderr.splitlines()
-    assert len(warnings) == 3
-    assert any(
-        "'broken' (genkit-broken 0.0.1)" in w and "RuntimeError: the moon is in the wrong" in w for w in warnings
-    )
-    assert any(
-        "'shadowing'" in w and "encoder 'mlp' is already registered by plugin 'mnist_vae'" in w for w in warnings
-    )
-    assert any("'misspelt'" in w and "'genkit_registr'; did you mean 'genkit_register'?" in w for w in warnings)
-    listed = {p["name"]: p for p in json.loads(broken("plugins", "--json").stdout)}
-    assert listed["shadowing"]["entries"] == [{"kind": "encoder", "name": "shadow"}]
-    assert listed["broken"]["problems"]
-    assert not listed["acme"]["problems"]
-
-
-def test_a_plugin_can_be_left_unloaded(broken: Genkit) -> None:
-    assert broken("models", "--disable-plugin", "acme").stdout.count("acme") == 0
-    quiet = broken("models", GENKIT_DISABLE_PLUGINS="broken, shadowing,misspelt")
-    assert quiet.stderr == ""
-    listed = {p["name"]: p for p in json.loads(broken("plugins", "--json", "--disable-plugin", "broken").stdout)}
-    assert listed["broken"]["disabled"]
-    unknown = broken("models", "--disable-plugin", "acm", check=False)
-    assert unknown.returncode == 2
-    assert "did you mean 'acme'?" in unknown.stderr

@@ -91,14 +91,16 @@ class _Shaped:
         if tuple(x.shape[1:]) != self.event_shape:
             raise InvalidComponent(
                 f"the dataset gave observations of shape {list(x.shape[1:])}, but declares event_shape = "
-                f"{list(self.event_shape)}; make its factory return one shape for both"
+                f"{list(self.event_shape)}; make its factory return one shape for both",
+                culprit="dataset",
             )
         x = scale(x, self.value_range)
         if not self.classes:
             return Batch(x)
         if labels is None:
             raise InvalidComponent(
-                f"the dataset declares classes = {self.classes}, but its items have no label; give items (x, label)"
+                f"the dataset declares classes = {self.classes}, but its items have no label; give items (x, label)",
+                culprit="dataset",
             )
         return Batch(x, labels.long())
 

@@ -120,7 +120,8 @@ class Trainer:
         if all(gradient is None for gradient in gradients):
             raise InvalidComponent(
                 f"the objective of the turn {turn.name!r} depends on none of its parameters, so there is nothing to "
-                "train; compute it without detach() and no_grad()"
+                "train; compute it without detach() and no_grad()",
+                culprit="loss",
             )
 
     def run_to_the_end(self) -> str:

@@ -41,12 +41,19 @@ class Meter:
         """Takes the terms of every turn of one step over ``size`` observations."""
         values: dict[str, Tensor] = {}
         for turn, terms in results:
+            if not isinstance(terms, Terms):
+                raise InvalidComponent(
+                    f"the turn {turn!r} gave a {type(terms).__name__}; a loss returns "
+                    "genkit.Terms(objective, name=term, ...)",
+                    culprit="loss",
+                )
             prefix = f"{turn}/" if len(results) > 1 else ""
             for name, value in (("loss", terms.objective), *terms.terms.items()):
                 if value.shape not in ((), (size,)):
                     raise InvalidComponent(
                         f"the term {name!r} of the turn {turn!r} has shape {list(value.shape)}; a loss gives one value "
-                        f"an observation, [{size}], or a scalar for the whole batch"
+                        f"an observation, [{size}], or a scalar for the whole batch",
+                        culprit="loss",
                     )
                 values[prefix + name] = value.detach().expand(size)
         if not self.names:
@@ -56,7 +63,8 @@ class Meter:
             self.finite_steps = self.sums.new_zeros(len(values))
         elif self.names != list(values):
             raise InvalidComponent(
-                f"the terms were {self.names} and are now {list(values)}; a loss gives the same terms at every step"
+                f"the terms were {self.names} and are now {list(values)}; a loss gives the same terms at every step",
+                culprit="loss",
             )
         self.sums += torch.stack(list(values.values())).sum(1, dtype=torch.float64)
         self.finite_steps += self.sums.isfinite()  # a sum that is not finite stays so, so this counts up to that step

@@ -64,13 +64,16 @@ def checked_turns(turns: Sequence[Turn]) -> list[Turn]:
     names = [turn.name for turn in turns]
     if not turns or len(set(names)) < len(names):
         raise InvalidComponent(
-            f"the loss gave turns named {names}; a step needs one turn or more, each with its own name"
+            f"the loss gave turns named {names}; a step needs one turn or more, each with its own name",
+            culprit="loss",
         )
     trainable = []
     for turn in turns:
         parameters = list(dict.fromkeys(p for p in turn.parameters if p.requires_grad))
         if not parameters:
-            raise InvalidComponent(f"the turn {turn.name!r} has no trainable parameter; give it some, or leave it out")
+            raise InvalidComponent(
+                f"the turn {turn.name!r} has no trainable parameter; give it some, or leave it out", culprit="loss"
+            )
         trainable.append(Turn(turn.name, turn.terms, parameters, turn.optimizer))
     return trainable
 

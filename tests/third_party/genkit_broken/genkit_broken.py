@@ -1,3 +1,0 @@
-"""A plugin that cannot be imported."""
-
-raise RuntimeError("the moon is in the wrong house")
