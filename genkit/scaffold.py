@@ -94,8 +94,8 @@ def _checked_name(written: str) -> str:
     name = re.sub(r"[-.]+", "_", written.lower()).removeprefix("genkit_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise InvalidOption(
-            f"{written!r} is no name of a plugin: begin with a letter, go on with letters, digits, '-' or '_', and take no "
-            "word of Python's own, e.g. genkit-waves"
+            f"{written!r} is no name of a plugin: begin with a letter, go on with letters, digits, '-' or '_', and "
+            "take no word of Python's own, e.g. genkit-waves"
         )
     taken = load_plugins().plugins.get(name)
     if taken is not None:

@@ -43,8 +43,8 @@ def conformance(
 
     Args:
         plugin: the name of its entry point, of ``genkit plugins``; None: everything that is installed.
-        settings: by registration, changes to the recipe that it is tested in, as ``--set`` takes them: smaller networks,
-            other shapes, other components beside it.
+        settings: by registration, changes to the recipe that it is tested in, as ``--set`` takes them: smaller
+            networks, other shapes, other components beside it.
         skip: registrations that are not tested.
 
     Raises:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def report(plugin: str) -> None:
     import torch  # noqa: F401  # what torch, and what every command imports, have done is done
 
     import genkit.cli  # noqa: F401
-    from genkit.plugins import GROUP, entry_points, load_plugins
+    from genkit.plugins import GROUP, load_plugins
 
     changed: dict[str, str] = {}
     before = _state()

@@ -175,8 +175,8 @@ class ModelChecks(Checks):
             not changed,
             model.place,
             f"the same seed gave other weights the second time: {', '.join(changed[:4])}",
-            "Draw from torch's, numpy's or Python's own generators, which genkit seeds, and from nothing that a clock or "
-            "the process decides; keep no state outside of the module.",
+            "Draw from torch's, numpy's or Python's own generators, which genkit seeds, and from nothing that a clock "
+            "or the process decides; keep no state outside of the module.",
         )
         other = model.train(tmp_path / "other", seed=1)
         if weights(run, "0"):
@@ -245,7 +245,7 @@ class ModelChecks(Checks):
             not torch.equal(x, other),
             model.part("decoder"),
             "samples with two seeds are the same",
-            "The output does not depend on z, or the prior always draws the same: look for a dead ReLU or a fixed seed.",
+            "The output does not depend on z, or the prior always draws the same: look for a dead ReLU, or a seed.",
         )
         assert pictures.samples(whole, 6).width > 0
 
@@ -445,7 +445,7 @@ def _elsewhere(module: nn.Module, batch: Batch) -> Iterator[tuple[LatentModel, L
     moved, mode = copy.deepcopy(module), FakeTensorMode()
 
     def on(value: Tensor) -> Tensor:
-        fake: Tensor = mode.from_tensor(value.detach().cpu())  # type: ignore[no-untyped-call]  # torch has no types here
+        fake: Tensor = mode.from_tensor(value.detach().cpu())
         with mode:
             return fake.to("cuda")
 

@@ -81,8 +81,8 @@ class DatasetChecks(Checks):
                 torch.equal(one[0], other[0]) and (one[1] is None or torch.equal(one[1], other[1])),
                 place,
                 "its observations are other ones when it is made again with the same seed",
-                "Draw from torch's, numpy's or Python's own generators, which are seeded, or from a torch.Generator with "
-                "a `seed` option; sort what a folder lists.",
+                "Draw from torch's, numpy's or Python's own generators, which are seeded, or from a torch.Generator "
+                "with a `seed` option; sort what a folder lists.",
             )
 
 
@@ -161,7 +161,7 @@ class RuntimeChecks(Checks):
                 isinstance(getattr(made, attribute, None), str) and getattr(made, attribute),
                 place,
                 f"its {attribute} is {getattr(made, attribute, None)!r}",
-                "`genkit runtimes` shows the name, the library's version, and what keeps its float32 honest: three texts.",
+                "`genkit runtimes` shows the name, the version and what keeps float32 honest: three texts.",
             )
         require(
             made.name == runtime.entry.name,
@@ -181,8 +181,8 @@ class RuntimeChecks(Checks):
                 report.ok,
                 place_of(runtime.entry),
                 "; ".join(map(str, report.failures[:2])),
-                "load(path) gives a function from named float32 arrays to named arrays, in the graph's order and with its "
-                "shapes; switch off reduced precision and approximations, and say so in `precision`.",
+                "load(path) gives a function from named float32 arrays to named arrays, in the graph's order and with "
+                "its shapes; switch off reduced precision and approximations, and say so in `precision`.",
             )
 
 
@@ -206,8 +206,8 @@ class TrackerChecks(Checks):
             not said,
             place,
             "; ".join(said),
-            "A hook that raises is switched off. It has to bear a run that is resumed, where run.metrics() holds what is "
-            "done already.",
+            "A hook that raises is switched off. It has to bear a run that is resumed, where run.metrics() holds "
+            "what is done already.",
         )
         changed = differing(weights(followed), weights(run))
         require(
@@ -247,8 +247,8 @@ def _require_range(place: str, dataset: Subject, part: str, x: Tensor) -> None:
             bounds[0] <= x.min() and x.max() <= bounds[1],
             place,
             f"the values of the {part} set go from {x.min():g} to {x.max():g}, where value_range = {list(bounds)}",
-            "Scale them, or return uint8, which is scaled for you. Where they are real-valued, say so in the recipe "
-            f'(value_range=None); for a dataset alone: conformance(..., settings={{"{dataset}": ["value_range=null"]}}).',
+            "Scale them, or return uint8, which is scaled for you. Where they are real-valued, say so in the recipe, "
+            f'value_range=None; of a dataset alone: conformance(..., settings={{"{dataset}": ["value_range=null"]}}).',
         )
 
 
