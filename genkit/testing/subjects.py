@@ -20,16 +20,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from genkit import session
+from genkit.assemble import Composition, assemble
 from genkit.data import Transformed
 from genkit.errors import PluginWarning, unknown
 from genkit.interfaces import Batch
+from genkit.latent import LatentModel
 from genkit.plugins import Plugins, load_plugins
 from genkit.random import seeded
 from genkit.recipe import Choice, Recipe
 from genkit.registry import Entry
 from genkit.run import Run
 from genkit.session import Loaded
-from genkit.task import Data
+from genkit.task import Data, Task
 from genkit.training.batches import batches_of
 
 TRAIN, TEST, BATCH, EPOCHS = 160, 48, 32, 2
@@ -220,7 +222,7 @@ class Composed:
     def __init__(self, subject: Subject, folder: Path) -> None:
         self.subject, self.recipe, self.folder = subject, subject.recipe, folder
         self.plugins = self._with_few_data()
-        self._failed = False
+        self._failed: set[str] = set()
 
     @property
     def place(self) -> str:
@@ -257,15 +259,23 @@ class Composed:
         return run
 
     @cached_property
+    def fresh(self) -> Task:
+        """The model as it is built, on the CPU: what can be said of it before it is trained."""
+        with self._attempt("building it", "A factory is called with the Spec, if it is no dataset's, and its options."):
+            with seeded(0):
+                return assemble(self.recipe, self.plugins.registry)
+
+    @property
+    def whole(self) -> LatentModel:
+        """The model of ``fresh``, without its loss."""
+        assert isinstance(self.fresh.module, Composition)
+        return self.fresh.module.model
+
+    @cached_property
     def run(self) -> Run:
-        """The run that most tests look at. Where there is none, the first of them says why."""
-        if self._failed:
-            pytest.skip("it cannot be trained, see the first failure")
-        self._failed = True
-        with blaming(self.place, "training", "Mend what the traceback shows; no other test can be made before."):
-            run = self.train(self.folder / "run")
-        self._failed = False
-        return run
+        """The run that most tests look at."""
+        with self._attempt("training it", "Mend what the traceback shows; what needs a trained model is skipped."):
+            return self.train(self.folder / "run")
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -278,11 +288,21 @@ class Composed:
         return session.load(self.run.path, self.plugins.registry, "last", "cpu", None)
 
     def batch(self, n: int) -> Batch:
-        """The first ``n`` test observations, as the model sees them."""
-        data, loaded = self.loaded.task.data, self.loaded
-        batches = batches_of(data, data.test, n, loaded.task.value_range, None, loaded.device, 0)
-        with seeded(0):
+        """The first ``n`` test observations, as the model sees them, on the CPU."""
+        data = self.fresh.data
+        batches = batches_of(data, data.test, n, self.recipe.value_range, None, torch.device("cpu"), 0)
+        with seeded(0), blaming(self.part("dataset"), "reading it", "Items are x, (x,) or (x, label), by position."):
             return batches.load(next(batches.epoch(0)))
+
+    @contextmanager
+    def _attempt(self, doing: str, remedy: str) -> Iterator[None]:
+        """Fails in the first test that needs what the block does; the others are skipped."""
+        if doing in self._failed:
+            pytest.skip(f"{doing} fails, as the first test that needed it says")
+        self._failed.add(doing)
+        with blaming(self.place, doing, remedy):
+            yield
+        self._failed.remove(doing)
 
     def _with_few_data(self) -> Plugins:
         """Everything that is installed, the model, and few observations in each dataset."""
