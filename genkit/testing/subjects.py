@@ -261,9 +261,9 @@ class Composed:
     @cached_property
     def fresh(self) -> Task:
         """The model as it is built, on the CPU: what can be said of it before it is trained."""
-        with self._attempt("building it", "A factory is called with the Spec, if it is no dataset's, and its options."):
-            with seeded(0):
-                return assemble(self.recipe, self.plugins.registry)
+        remedy = "A factory is called with the Spec, if it is no dataset's, and its options."
+        with self._attempt("building it", remedy), seeded(0):
+            return assemble(self.recipe, self.plugins.registry)
 
     @property
     def whole(self) -> LatentModel:
