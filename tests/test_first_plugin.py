@@ -34,7 +34,7 @@ def typed(line: str, python: Path, folder: Path) -> str:
     if program == "pip":
         arguments = [arguments[0], *OFFLINE, *arguments[1:]]
     if program == "genkit" and arguments[0] == "train":
-        arguments += ["--set", "dataset.limit=2000"]
+        arguments += ["--set", "dataset.limit=600"]
     options = ["--basetemp", str(folder / "inner"), "-p", "no:cacheprovider"] if program == "pytest" else []
     done = subprocess.run(
         [python, "-m", program, *arguments, *options],
