@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 try:
-    import pytest as pytest
+    import pytest
+
+    pytest.register_assert_rewrite("genkit.testing.models", "genkit.testing.others")  # for what their asserts say
 except ImportError as error:
     raise ImportError(f'it needs pytest: pip install "genkit-torch[testing]" ({error})') from error
 

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 from genkit import inference, pictures, session
 from genkit.assemble import Composition, assemble
 from genkit.bundle import Bundle
+from genkit.data import length
 from genkit.errors import ExportRefused, GenkitError, InvalidOption
 from genkit.graphs import latent_graphs
 from genkit.inference import asking
@@ -31,7 +32,7 @@ from genkit.loading import load_bundle
 from genkit.random import seeded
 from genkit.task import Graph, Turn
 from genkit.testing.checks import Checks
-from genkit.testing.subjects import EPOCHS, TEST, Composed, blaming, differing, fail, require, timeless, weights
+from genkit.testing.subjects import EPOCHS, Composed, blaming, differing, fail, require, timeless, weights
 
 SIZES = (1, 2, 7)
 """Batches that no module may mistake for another dimension."""
@@ -232,7 +233,7 @@ class ModelChecks(Checks):
                     "It is not finite. Look for a log of 0 or an exp of something large.",
                 )
         drawn = {path.parent.name for path in model.run.path.glob("*/epoch_*.png")}
-        assert drawn == {"samples"} if model.loaded.model.encoder is None else {"samples", "reconstructions"}
+        assert drawn == ({"samples"} if model.whole.encoder is None else {"samples", "reconstructions"})
 
     def test_its_samples_follow_the_seed_and_stay_in_range(self, model: Composed) -> None:
         whole, spec = model.loaded.model, model.loaded.model.spec
@@ -283,7 +284,7 @@ class ModelChecks(Checks):
         ):
             result = session.evaluate(loaded, samples=2, seed=0)
         assert json.loads(json.dumps(result, allow_nan=False)) == result
-        assert result["observations"] == TEST
+        assert result["observations"] == length(loaded.task.data.test)
         require(
             result["terms"] == pytest.approx(session.evaluate(loaded, samples=0, seed=0)["terms"]),
             model.part("loss"),
@@ -420,7 +421,7 @@ def _require_alike(model: Composed, one: Tensor, other: Tensor) -> None:
     require(
         one.shape == other.shape
         and ((one.mean(0) - other.mean(0)).abs() <= 6 * spread / n**0.5 + 1e-4).all()
-        and not (one.std(0) / other.std(0)).log().abs()[varying].median() >= 0.2,
+        and (one.std(0) / other.std(0)).log().abs()[varying].median() < 0.2,
         model.part("prior"),
         "what is drawn from its exported graph is distributed otherwise than what forward() draws",
         "transport(*noise) with the noise of noise() has to give the same distribution as forward().",
@@ -436,6 +437,8 @@ def _staying(place: str) -> Iterator[None]:
     except (DataDependentOutputException, DynamicOutputShapeException):
         pass  # it looks at values, of which there are none here
     except (FakeTensorDeviceMismatchError, AssertionError) as error:
+        if isinstance(error, AssertionError) and "FakeTensor" not in str(error):
+            raise  # somebody else's
         raise AssertionError(
             f"{place}: it uses a tensor that does not move with the module, {error}\nRegister constants with "
             "register_buffer(), and make new tensors with `device=` of what comes in (x.new_zeros(...))."

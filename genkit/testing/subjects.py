@@ -12,17 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import pluggy
 import pytest
 import torch
 from annotated_types import Ge
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from genkit import session
+from genkit import hookimpl, session
 from genkit.assemble import Composition, assemble
-from genkit.data import Transformed
+from genkit.data import Transformed, length, take
 from genkit.errors import PluginWarning, unknown
+from genkit.inference import to_batch
 from genkit.interfaces import Batch
 from genkit.latent import LatentModel
 from genkit.plugins import Plugins, load_plugins
@@ -32,7 +32,6 @@ from genkit.registry import Entry
 from genkit.run import Run
 from genkit.session import Loaded
 from genkit.task import Data, Task
-from genkit.training.batches import batches_of
 
 TRAIN, TEST, BATCH, EPOCHS = 160, 48, 32, 2
 """Observations to train on and to test on, in a batch, and passes over them: what a test of a model costs."""
@@ -210,7 +209,7 @@ class Suite:
 class Interrupt:
     """A person who presses Ctrl-C after the first epoch."""
 
-    @pluggy.HookimplMarker("genkit")
+    @hookimpl
     def genkit_epoch_ended(self) -> None:
         """Presses it."""
         signal.raise_signal(signal.SIGINT)
@@ -288,11 +287,10 @@ class Composed:
         return session.load(self.run.path, self.plugins.registry, "last", "cpu", None)
 
     def batch(self, n: int) -> Batch:
-        """The first ``n`` test observations, as the model sees them, on the CPU."""
-        data = self.fresh.data
-        batches = batches_of(data, data.test, n, self.recipe.value_range, None, torch.device("cpu"), 0)
+        """``n`` test observations, as the model sees them, on the CPU; again from the first where there are fewer."""
+        test = self.fresh.data.test
         with seeded(0), blaming(self.part("dataset"), "reading it", "Items are x, (x,) or (x, label), by position."):
-            return batches.load(next(batches.epoch(0)))
+            return to_batch(self.whole, *take(test, [i % length(test) for i in range(n)]))
 
     @contextmanager
     def _attempt(self, doing: str, remedy: str) -> Iterator[None]:
