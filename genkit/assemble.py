@@ -62,7 +62,7 @@ def assemble(recipe: Recipe, registry: Registry, data_dir: Path | None = None) -
     Raises:
         InvalidComponent: where a factory returns something that is not of its interface.
     """
-    data = _dataset(recipe.dataset, registry, data_dir)
+    data = build_dataset(recipe.dataset, registry, data_dir)
     spec = Spec(tuple(data.event_shape), recipe.latent_shape, recipe.value_range, data.classes)
     parts: dict[str, Any] = {"encoder": None}
     for kind, interface in _INTERFACES.items():
@@ -143,7 +143,7 @@ def _component(kind: str, interface: type[Component], choice: Choice, registry: 
     return component
 
 
-def _dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
+def build_dataset(choice: Choice, registry: Registry, data_dir: Path | None) -> Data:
     choice, entry = _chosen("dataset", choice, registry)
     values = _options(entry, choice)
     if DATA_DIR in inspect.signature(entry.load()).parameters:

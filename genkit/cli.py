@@ -36,6 +36,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+new = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Begin something of your own.")
+app.add_typer(new, name="new")
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
@@ -59,7 +61,7 @@ _COMMON = {
 }
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
+def command(function: Callable[..., None], group: typer.Typer = app) -> Callable[..., None]:
     """Makes a function a command, with the options that every command takes."""
 
     @functools.wraps(function)
@@ -75,7 +77,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         )
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions accept one
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name=function.__name__.rstrip("_"))(wrapper)
+    group.command(name=function.__name__.rstrip("_"))(wrapper)
     return wrapper
 
 
@@ -615,3 +617,21 @@ def show(
         return
     _say(recipe.to_yaml())
     _table(["--set", "type", "value"], [[o["key"], o["type"], o["value"]] for o in options])
+
+
+@functools.partial(command, group=new)
+def plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="E.g. genkit-waves; also the name of the folder.")],
+    kind: Annotated[
+        str,
+        typer.Option(metavar="model|component|dataset|exporter|runtime|tracker", help="What its example contributes."),
+    ] = "component",
+) -> None:
+    """Write the package of a new plugin, with a working example and its tests."""
+    from genkit.scaffold import new_plugin
+
+    made = new_plugin(name, kind, Path())
+    _say(f"Wrote {made.path}: {kind} {made.plugin}")
+    _say("Next:")
+    for line in made.commands:
+        _say(f"  {line}")

@@ -27,8 +27,9 @@ def environment_with(path: Path, *packages: Path) -> Path:
     ).strip()
     here = sysconfig.get_path("purelib")
     Path(site, "underlying.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*install, *packages], check=True)
+    if packages:
+        install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        subprocess.run([*install, *packages], check=True)
     return python
 
 

@@ -28,7 +28,16 @@ def _probe(*arguments: object) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["models"], ["models", "--json"], ["plugins"], ["components"], ["runtimes"]],
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["models"],
+        ["models", "--json"],
+        ["plugins"],
+        ["components"],
+        ["runtimes"],
+        ["new", "plugin", "--help"],
+    ],
     ids=" ".join,
 )
 def test_listing_never_imports_torch(arguments: list[str]) -> None:

@@ -9,6 +9,8 @@ import genkit
 
 
 class Conv(genkit.Encoder):
+    """One convolution to a Laplace posterior."""
+
     outputs = ("loc", "log_scale")
 
     def __init__(self, spec, *, width: int = 8):
@@ -49,6 +51,8 @@ class Deconv(genkit.Decoder):
 
 
 class LaplacePrior(genkit.Prior):
+    """Laplace, of mean 0 and scale 1."""
+
     def __init__(self, spec):
         super().__init__()
         self.register_buffer("loc", torch.zeros(spec.latent_shape))
@@ -58,6 +62,8 @@ class LaplacePrior(genkit.Prior):
 
 
 class L1(genkit.Loss):
+    """Absolute errors and the divergence."""
+
     def forward(self, step):
         error = (step.likelihood.mean - step.batch.x).abs().flatten(2).sum(2).mean(0)
         kl = genkit.divergence(step.posterior, step.prior, step.z)
@@ -82,6 +88,7 @@ class Rings(Dataset):
 
 
 def rings(*, count: int = 192, labelled: bool = False) -> genkit.Data:
+    """Rings of two radii, which can be told to be labels."""
     return genkit.Data(Rings(count, labelled), Rings(64, labelled), (1, 16, 16), classes=2 if labelled else 0)
 
 
@@ -107,6 +114,8 @@ def points(*, count: int = 256) -> genkit.Data:
 
 
 class Generator(genkit.Decoder):
+    """One hidden layer."""
+
     outputs = ("x",)
 
     def __init__(self, spec):
@@ -165,6 +174,7 @@ def genkit_register(registry):
     registry.model(
         genkit.Recipe(
             "acme",
+            description="a VAE of rings",
             dataset=genkit.Choice("rings"),
             encoder=genkit.Choice("conv", width=8),
             decoder=genkit.Choice("conv", width=8),
@@ -178,6 +188,7 @@ def genkit_register(registry):
     registry.model(
         genkit.Recipe(
             "acme_gan",
+            description="a GAN of points on a circle",
             dataset=genkit.Choice("points"),
             decoder=genkit.Choice("generator"),
             prior=genkit.Choice("standard_normal"),

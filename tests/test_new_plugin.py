@@ -1,0 +1,132 @@
+"""From an idea to a package: what `genkit new plugin` writes, and what it refuses to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from conftest import command, environment_with
+from helpers import Genkit, tree
+
+from genkit.cli import main
+from genkit.scaffold import PluginKind
+
+KINDS = get_args(PluginKind)
+
+pytestmark = pytest.mark.xdist_group("new_plugin")
+
+
+@pytest.fixture(scope="module")
+def written(genkit: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plugin of each kind, as it was written."""
+    folder = tmp_path_factory.mktemp("written")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for kind in KINDS:
+            said = genkit("new", "plugin", f"genkit-my-{kind}", "--kind", kind).stdout
+            assert f"pip install -e 'genkit-my-{kind}[dev]'\n  pytest genkit-my-{kind}\n" in said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of an environment of its own into which all of them were installed."""
+    return environment_with(tmp_path_factory.mktemp("new") / "venv", *sorted(written.iterdir()))
+
+
+def test_each_kind_passes_its_own_tests_untouched(written: Path, python: Path, tmp_path: Path) -> None:
+    tests = [written / f"genkit-my-{kind}" / "tests" for kind in KINDS]
+    options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'inner'}"]
+    done = subprocess.run(
+        [python, "-m", "pytest", *options, "--rootdir", written, *tests],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=written,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+    for kind in KINDS:
+        assert f"genkit-my-{kind}" in done.stdout or "passed" in done.stdout
+
+
+def test_what_is_written_is_what_is_registered(python: Path) -> None:
+    registered = command(python)("plugins").stdout
+    for what in (
+        "decoder my_component, prior my_component",
+        "dataset my_dataset",
+        "exporter my_exporter",
+        "decoder my_model, dataset my_model, model my_model",
+        "runtime my_runtime",
+        "tracker my_tracker",
+    ):
+        assert what in registered
+
+
+@pytest.mark.parametrize("tool", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)
+def test_what_is_written_is_clean(tool: list[str], written: Path) -> None:
+    for kind in KINDS:
+        done = subprocess.run(
+            [sys.executable, "-m", *tool],
+            cwd=written / f"genkit-my-{kind}",
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "RUFF_NO_CACHE": "true", "MYPY_CACHE_DIR": str(written.parent / "mypy")},
+        )
+        assert done.returncode == 0, f"{kind}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("name", ["genkit-foo-bar", "genkit_foo_bar", "foo-bar", "Foo.Bar"])
+def test_a_name_is_the_same_however_it_is_spelt(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "plugin", name]) == 0
+    assert 'name = "genkit-foo-bar"' in (tmp_path / name / "pyproject.toml").read_text()
+    assert 'foo_bar = "genkit_foo_bar"' in (tmp_path / name / "pyproject.toml").read_text()
+    assert "class FooBarDecoder" in (tmp_path / name / "genkit_foo_bar" / "components.py").read_text()
+    assert not [file for file in tree(tmp_path) if "template" in file]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["2d"], "'2d' is no name of a plugin: begin with a letter"),
+        (["genkit-lambda"], "'genkit-lambda' is no name of a plugin"),
+        (["../elsewhere"], "'../elsewhere' is no name of a plugin"),
+        (["vae"], "the plugin 'vae' is installed already, by genkit-torch"),
+        (["genkit-mnist-vae"], "the plugin 'mnist_vae' is installed already"),
+        (["waves", "--kind", "modl"], "no kind of plugin named 'modl'; did you mean 'model'?"),
+        (["taken"], "taken exists and is not an empty folder"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_and_nothing_is(
+    arguments: list[str], complaint: str, here: Genkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    before = tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = here("new", "plugin", *arguments, check=False)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert tree(tmp_path) == before
+
+
+def test_a_disk_that_fills_up_leaves_no_half_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write, written = Path.write_text, []
+
+    def full(path: Path, *arguments: object, **options: object) -> int:
+        written.append(path)
+        if len(written) == 4:
+            raise OSError(28, "No space left on device")
+        return write(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["new", "plugin", "waves"]) == 2
+    assert len(written) == 4
+    assert not tree(tmp_path)
