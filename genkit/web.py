@@ -1,7 +1,7 @@
 """A page in which a bundle is played with: its files, what goes with them, and a server for this machine. No torch.
 
 The page is a folder of static files, ``web/`` in the bundle, that reads the manifest and the graphs from the folder
-above it. It needs nothing but the bundle, and is sealed by the manifest like every other file, so that ``verify`` vouches
+above it. It needs nothing but the bundle, and is sealed by the manifest like every other file, so ``verify`` vouches
 for it. A bundle without a page can be played with as well: the preview serves the two as if they lay together.
 """
 

@@ -25,13 +25,19 @@ function complain(message) {
   $("notice").hidden = false;
 }
 
-/** Puts a problem with what a handler does where a person sees it. */
+let busy = 0;
+
+/** Says that the page computes while a handler does, and puts a problem with it where a person sees it. */
 const guarded = (handler) => async (...given) => {
+  busy++;
+  $("main").setAttribute("aria-busy", true);
   try {
     await handler(...given);
   } catch (error) {
     complain(error.message);
   }
+  busy--;
+  $("main").setAttribute("aria-busy", busy > 0);
 };
 
 class Page {
@@ -91,7 +97,7 @@ class Page {
   }
 
   async begin() {
-    if (this.model.noSampling) this.#goTo(this.z);
+    if (this.model.noSampling) await this.#goTo(this.z);
     else await Promise.all([this.#draw(Number($("seed").value)), this.#showSamples(1)]);
     await this.#showBetween();
   }
@@ -101,7 +107,10 @@ class Page {
     for (const id of ["sample", "seed", "more"]) $(id).disabled = Boolean(noSampling);
     $("samples-section").hidden = Boolean(noSampling);
     $("no-sampling").hidden = !noSampling;
-    $("no-sampling").textContent = `No new samples: ${noSampling}. The sliders begin at latents that travel with the bundle.`;
+    if (noSampling) {
+      const begin = "The sliders begin at latents that travel with the bundle.";
+      $("no-sampling").textContent = `No new samples: ${noSampling}. ${begin}`;
+    }
     $("samples-remark").append(" ", this.view.remark);
     $("sample").addEventListener("click", guarded(() => this.#draw(Math.floor(Math.random() * LARGEST_SEED))));
     $("seed").addEventListener("change", guarded(() => $("seed").reportValidity() && this.#draw($("seed").valueAsNumber)));
@@ -185,7 +194,7 @@ class Page {
     for (let i = 0; i < this.size; i++) this.z[i] = latents[row * this.size + i];
     this.sliders.refresh();
     if (seed !== null) $("seed").value = seed;
-    this.redraw({ settled: true });
+    return this.redraw({ settled: true });
   }
 
   #goBetween(share, { settled = true } = {}) {
@@ -201,7 +210,7 @@ class Page {
   }
 
   async #draw(seed) {
-    this.#goTo(await this.model.sample([seed], this.label), 0, seed);
+    await this.#goTo(await this.model.sample([seed], this.label), 0, seed);
     $("status").textContent = `The sample of seed ${seed}.`;
   }
 
@@ -230,7 +239,7 @@ class Page {
   }
 
   async #relabel() {
-    if (this.model.noSampling) this.redraw({ settled: true });
+    if (this.model.noSampling) await this.redraw({ settled: true });
     else await Promise.all([this.#draw($("seed").valueAsNumber), this.#showSamples(this.seeds[0])]);
     await this.#showBetween();
   }
@@ -245,7 +254,7 @@ class Page {
     this.reconstructed = await this.model.decode(z, 1, this.label);
     $("pair").hidden = false;
     this.#paintPair();
-    this.#goTo(z);
+    await this.#goTo(z);
     $("status").textContent = `The sliders are where the encoder puts ${file.name}.`;
   }
 

@@ -73,15 +73,14 @@ class Points extends Plot {
   paint(canvas, x, row = 0) {
     const context = this.clear(canvas);
     const place = (value) => (SIDE * (value - this.low)) / (this.high - this.low);
-    const dot = (from, i, radius) => {
-      context.beginPath();
-      context.arc(place(from[2 * i]), SIDE - place(from[2 * i + 1]), radius, 0, 2 * Math.PI);
-      context.fill();
-    };
     context.fillStyle = colour("--cloud");
-    for (let i = 0; i < this.cloud.length / 2; i++) dot(this.cloud, i, 2.5);
+    for (let i = 0; i < this.cloud.length; i += 2) {
+      context.fillRect(place(this.cloud[i]) - 2, SIDE - place(this.cloud[i + 1]) - 2, 4, 4);
+    }
     context.fillStyle = colour("--accent");
-    dot(x, row, 9);
+    context.beginPath();
+    context.arc(place(x[2 * row]), SIDE - place(x[2 * row + 1]), 9, 0, 2 * Math.PI);
+    context.fill();
   }
 
   describe(canvas, what, x, row = 0) {
