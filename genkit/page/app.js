@@ -65,9 +65,8 @@ class Page {
     this.latents = describe(model.z, draws);
     const measured = await measure(model, this.latents, draws, 0);
     this.ordered = measured ? this.latents.toSorted((one, other) => other.activity - one.activity) : this.latents;
-    const [, second, third] = range(3).map((row) => draws.slice(row * size, (row + 1) * size));
-    this.z = [...second];
-    this.ends = [second, third];
+    this.ends = [1, SAMPLES / 2].map((row) => draws.slice(row * size, (row + 1) * size));
+    this.z = [...this.ends[0]];
     const cloud = drawn && sizeOf(model.x) === 2 ? await model.sample(range(CLOUD), 0) : draws;
     this.view = viewOf(model.x, await model.decode(cloud, cloud.length / size, 0));
     const still = this.latents.filter(({ activity }) => measured && activity === 0).length;
@@ -79,7 +78,10 @@ class Page {
   /** Everything that can be done, and where something cannot, why. */
   build() {
     const { model, view } = this;
-    this.sliders = new Sliders(this.ordered, this.z, (settled) => this.redraw({ settled }));
+    this.sliders = new Sliders(this.ordered, this.z, (settled) => {
+      $("seed").value = "";
+      return this.redraw({ settled });
+    });
     this.samples = new Strip($("samples"), "Samples", view, (row) => this.#goTo(this.sampled, row, this.seeds[row]));
     this.between = new Strip($("between-strip"), "From A to B", view, (row) => this.#goBetween(row / (STEPS - 1)));
     this.walk = new Strip($("walk-strip"), "Along one latent", view, (row) => this.#goTo(this.walked, row));
@@ -189,11 +191,11 @@ class Page {
     $("speed").value = `Decoded and painted in ${median.toFixed(1)} ms.`;
   }
 
-  /** Moves the sliders to one row of some latents. */
-  #goTo(latents, row = 0, seed = null) {
+  /** Moves the sliders to one row of some latents, which are those of a seed or of none. */
+  #goTo(latents, row = 0, seed = "") {
     for (let i = 0; i < this.size; i++) this.z[i] = latents[row * this.size + i];
     this.sliders.refresh();
-    if (seed !== null) $("seed").value = seed;
+    $("seed").value = seed;
     return this.redraw({ settled: true });
   }
 
@@ -201,6 +203,7 @@ class Page {
     const [a, b] = this.ends;
     a.forEach((value, i) => (this.z[i] = value + share * (b[i] - value)));
     $("between").value = share;
+    $("seed").value = "";
     this.sliders.refresh();
     this.redraw({ settled });
   }
@@ -239,8 +242,9 @@ class Page {
   }
 
   async #relabel() {
-    if (this.model.noSampling) await this.redraw({ settled: true });
-    else await Promise.all([this.#draw($("seed").valueAsNumber), this.#showSamples(this.seeds[0])]);
+    const seed = $("seed").valueAsNumber;
+    await (Number.isNaN(seed) ? this.redraw({ settled: true }) : this.#draw(seed));
+    if (!this.model.noSampling) await this.#showSamples(this.seeds[0]);
     await this.#showBetween();
   }
 

@@ -237,6 +237,7 @@ def test_a_slider_moved_by_the_keyboard_redraws_the_image_that_onnxruntime_compu
         moved = [i for i, (one, other) in enumerate(zip(before["z"], after["z"], strict=True)) if one != other]
         assert [f"latent-{i}" for i in moved] == [slider.get_attribute("id")]
         assert np.abs(pixels(page) - image).max() > 5
+        assert page.input_value("#seed") == ""
         assert_shown(page, bundles / "grey")
 
 
