@@ -500,13 +500,12 @@ def preview(
 
     from genkit.web import Preview
 
-    with Preview(bundle, port, web_runtime) as server:
+    with contextlib.suppress(KeyboardInterrupt), Preview(bundle, port, web_runtime) as server:
         _say(f"{server.url} shows {bundle}; Ctrl-C ends it")
         stdout.file.flush()
         if open_:
             webbrowser.open(server.url)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
 
 
 def _print_parity(parity: Parity) -> None:

@@ -8,10 +8,12 @@ for it. A bundle without a page can be played with as well: the preview serves t
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from genkit.bundle import MANIFEST, Bundle, seal, stage
@@ -121,6 +123,11 @@ class Preview(ThreadingHTTPServer):
                 f"--port {port}: {error.strerror}; choose another one, or 0 for one that is free"
             ) from error
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that hangs up is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
     @property
     def url(self) -> str:
         """Where the page is."""
@@ -142,18 +149,16 @@ class _Handler(BaseHTTPRequestHandler):
         if name in ("", FOLDER):
             self._head(HTTPStatus.FOUND, {"Location": f"/{FOLDER}/", "Content-Length": "0"})
             return
-        file = self.server.files.get(f"{name}index.html" if name.endswith("/") else name)
-        try:
-            content = file.read_bytes() if file else None
-        except OSError:
-            content = None
-        if file is None or content is None:
+        name += "index.html" if name.endswith("/") else ""
+        file = self.server.files.get(name)
+        if file is None or not file.is_file():
             self.send_error(HTTPStatus.NOT_FOUND)
             return
-        kind = _TYPES.get(file.suffix if file.suffix != ".mjs" else ".js", "application/octet-stream")
-        self._head(HTTPStatus.OK, {"Content-Type": kind, "Content-Length": str(len(content))})
-        if body:
-            self.wfile.write(content)
+        kind = _TYPES.get(PurePosixPath(name).suffix, "application/octet-stream")
+        with file.open("rb") as stream:
+            self._head(HTTPStatus.OK, {"Content-Type": kind, "Content-Length": str(file.stat().st_size)})
+            if body:
+                shutil.copyfileobj(stream, self.wfile)
 
     def _head(self, status: HTTPStatus, headers: Mapping[str, str]) -> None:
         self.send_response(status)

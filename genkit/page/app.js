@@ -29,7 +29,7 @@ let busy = 0;
 
 /** Says that the page computes while a handler does, and puts a problem with it where a person sees it. */
 const guarded = (handler) => async (...given) => {
-  busy++;
+  if (!busy++) $("notice").hidden = true;
   $("main").setAttribute("aria-busy", true);
   try {
     await handler(...given);
@@ -149,8 +149,8 @@ class Page {
     $("file").addEventListener("change", () => take($("file").files[0]));
     $("invert").addEventListener("change", () => take(this.#picture));
     for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
-      $("drop").addEventListener(kind, (event) => {
-        event.preventDefault();
+      document.addEventListener(kind, (event) => {
+        event.preventDefault(); // beside the field, too: else the browser would leave for the picture
         $("drop").classList.toggle("over", kind === "dragenter" || kind === "dragover");
         if (kind === "drop") take(event.dataTransfer.files[0]);
       });
@@ -209,7 +209,7 @@ class Page {
   }
 
   #middle() {
-    return this.latents.map(({ low, high, step }) => (step === 1 ? Math.round((low + high) / 2) : (low + high) / 2));
+    return this.latents.map(({ low, high, whole }) => (whole ? Math.round((low + high) / 2) : (low + high) / 2));
   }
 
   async #draw(seed) {
@@ -233,12 +233,12 @@ class Page {
   }
 
   async #showWalk() {
-    const { index, low, high, step, name } = this.latents[Number($("walk").value)];
+    const { index, low, high, whole, name } = this.latents[Number($("walk").value)];
     const places = range(STEPS).map((i) => low + (i / (STEPS - 1)) * (high - low));
-    const values = step === 1 ? [...new Set(places.map(Math.round))] : places;
+    const values = whole ? [...new Set(places.map(Math.round))] : places;
     this.walked = values.flatMap((value) => this.z.with(index, value));
     const x = await this.model.decode(this.walked, values.length, this.label);
-    this.walk.show(x, values.map((value) => `${name} at ${step === 1 ? value : value.toFixed(2)}`));
+    this.walk.show(x, values.map((value) => `${name} at ${whole ? value : value.toFixed(2)}`));
   }
 
   async #relabel() {
@@ -251,7 +251,6 @@ class Page {
   async #reconstruct(file) {
     const { x } = this.model;
     const picture = await pixelsOf(file, { shape: x.shape.slice(1), invert: $("invert").checked });
-    $("notice").hidden = true;
     this.#picture = file;
     const z = await this.model.encode(picture, this.label);
     this.original = picture;

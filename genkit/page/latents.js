@@ -3,7 +3,7 @@
 import { elements } from "./random.js";
 import { isWhole, sizeOf } from "./model.js";
 
-/** @typedef {{index: number, name: string, low: number, high: number, step: number, activity: number}} Latent */
+/** @typedef {{index: number, name: string, low: number, high: number, whole: boolean, activity: number}} Latent */
 
 const ROWS_AT_ONCE = 64;
 const MOST_ROWS = 512;
@@ -46,8 +46,7 @@ export function describe(z, draws) {
   };
   return Array.from({ length: size }, (_, index) => {
     const [low, high] = ends(index);
-    const step = isWhole(z) ? 1 : Number(((high - low) / 200).toPrecision(1));
-    return { index, name: nameOf(z, index), low, high, step, activity: 0 };
+    return { index, name: nameOf(z, index), low, high, whole: isWhole(z), activity: 0 };
   });
 }
 

@@ -63,6 +63,8 @@ export class Model {
     this.z = inputs.find((value) => value.name === "z") ?? inputs[0];
     /** @type {Value} */
     this.x = outputs[0];
+    const others = inputs.filter((value) => value !== this.z && value.name !== "condition").map(({ name }) => name);
+    if (others.length) throw new Error(`The decoder takes ${others.join(", ")} beside ${this.z.name}, which this page cannot give it.`);
     /** How many labels there are; 0 where the model takes none. */
     this.classes = Math.max(
       0,
@@ -196,6 +198,22 @@ export class Model {
   /** @param {string} name */
   async #load(name) {
     const { file, data } = this.graphs[name];
+    const content = await this.#exported(file);
+    const externalData = data ? [{ path: data, data: await this.#exported(data) }] : [];
+    try {
+      const options = { executionProviders: ["wasm"], externalData };
+      this.#sessions.set(name, await this.#ort.InferenceSession.create(content, options));
+    } catch (error) {
+      throw new Error(`${file} cannot be opened by onnxruntime-web ${this.version}: ${error.message}`);
+    }
+  }
+
+  /**
+   * A file of the bundle, which has to be the one that was exported.
+   *
+   * @param {string} file
+   */
+  async #exported(file) {
     const content = await fetched(new URL(file, this.#root));
     if (crypto.subtle) { // not on a host without https
       const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
@@ -203,13 +221,7 @@ export class Model {
         throw new Error(`${file} is damaged: it is not the file that was exported. Copy the bundle again, or export it again.`);
       }
     }
-    const external = data ? [{ path: data, data: new Uint8Array(await fetched(new URL(data, this.#root))) }] : [];
-    const options = { executionProviders: ["wasm"], externalData: external };
-    try {
-      this.#sessions.set(name, await this.#ort.InferenceSession.create(new Uint8Array(content), options));
-    } catch (error) {
-      throw new Error(`${file} cannot be opened by onnxruntime-web ${this.version}: ${error.message}`);
-    }
+    return new Uint8Array(content);
   }
 
   /**

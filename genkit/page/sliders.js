@@ -3,7 +3,7 @@
 const ON_A_PAGE = matchMedia("(max-width: 48rem)").matches ? 8 : 20;
 
 /** @param {number} value As it is shown: codes as they are, other numbers to two places. */
-const shown = (value, step) => (step === 1 ? String(value) : value.toFixed(2).replace("-", "−"));
+const shown = (value, whole) => (whole ? String(value) : value.toFixed(2).replace("-", "−"));
 
 export class Sliders {
   #page = 0;
@@ -34,7 +34,7 @@ export class Sliders {
       input.min = Math.min(latent.low, value);
       input.max = Math.max(latent.high, value);
       input.value = value;
-      output.value = shown(value, latent.step);
+      output.value = shown(value, latent.whole);
     }
   }
 
@@ -59,14 +59,14 @@ export class Sliders {
     const output = document.createElement("output");
     const id = `latent-${latent.index}`;
     Object.assign(label, { htmlFor: id, textContent: latent.name });
-    Object.assign(input, { id, type: "range", step: latent.step === 1 ? 1 : "any" });
+    Object.assign(input, { id, type: "range", step: latent.whole ? 1 : "any" });
     output.htmlFor = id;
     output.setAttribute("aria-live", "off"); // the slider says its value itself
     row.className = "slider";
     row.append(label, input, output);
     input.addEventListener("input", () => {
       this.z[latent.index] = input.valueAsNumber;
-      output.value = shown(input.valueAsNumber, latent.step);
+      output.value = shown(input.valueAsNumber, latent.whole);
       this.changed(false);
     });
     input.addEventListener("change", () => this.changed(true));

@@ -26,6 +26,7 @@ import pytest
 import tools
 import torch
 from gate_helpers import decoder, encoder, export
+from genkit_onnx.exporter import OnnxExporter
 from helpers import Genkit, tree
 from numpy.typing import NDArray
 from PIL import Image
@@ -410,6 +411,15 @@ def test_noise_has_the_distribution_of_the_manifest(browser: Any, bundles: Path,
         assert abs(np.corrcoef(found[:-1].ravel(), found[1:].ravel())[0, 1]) < 0.02, "neighbouring seeds"
 
 
+def test_weights_may_lie_beside_their_graph(browser: Any, tmp_path: Path, runtime: Path) -> None:
+    graphs, about = grey(), {"prior": {"use": "standard_normal"}}
+    exporter = OnnxExporter(inline_limit=1000)
+    assert exporter.export(graphs, tmp_path / "bundle", about=about, opset=18, runtimes=[]).ok
+    assert (tmp_path / "bundle" / "decoder.onnx.data").exists()
+    with previewed(browser, tmp_path / "bundle", runtime) as page:
+        assert_shown(page, tmp_path / "bundle")
+
+
 # A person's picture
 
 
@@ -483,6 +493,7 @@ def test_a_file_that_is_no_picture_is_refused_and_the_page_goes_on(browser: Any,
         assert "notes.txt is no picture that this browser can read" in page.inner_text("#notice")
         page.click("#sample")
         settled(page)
+        assert page.is_hidden("#notice")
         assert_shown(page, bundles / "grey")
 
 
