@@ -199,6 +199,10 @@ DeviceName = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all noise.")]
 Condition = Annotated[int | None, typer.Option(min=0, metavar="LABEL", help="The label of all; default: each in turn.")]
+WebRuntime = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="The npm package onnxruntime-web. Default: that in node_modules."),
+]
 
 
 @command
@@ -423,21 +427,33 @@ def export(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the inputs of the proof.")] = 0,
     data_dir: DataDir = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="With a page to play with it in a browser, in BUNDLE/web.")
+    ] = False,
+    web_runtime: WebRuntime = None,
 ) -> None:
     """Write a bundle of graphs that are proven to match, or nothing."""
     from genkit import session
     from genkit.bundle import Bundle
     from genkit.loading import sampling_chain
+    from genkit.web import add_page, find_runtime
 
+    if web_runtime and not web:
+        raise InvalidOption(f"--web-runtime {web_runtime}: it is for the page; give --web as well")
+    runtime = find_runtime(web_runtime) if web else None
     precisions = session.reduced_precisions(precision or [])
     plugins = _plugins()
     loaded = session.load(run, plugins.registry, checkpoint, "cpu", data_dir)
     target = out or run / "bundle"
     report = session.export(loaded, plugins, target, format_=format_, opset=opset, seed=seed, precisions=precisions)
+    if runtime:
+        add_page(target, runtime)
     _print_report(report)
     _print_reduced(Bundle.open(target).manifest, precisions)
     _say(f"Exported {target}")
     _say(f"Next:\n  genkit verify {target}")
+    if runtime:
+        _say(f"  genkit preview {target}")
     with contextlib.suppress(GenkitError):  # a prior that only the run can draw from
         sampling_chain(Bundle.open(target))
         _say(f"  genkit sample {target}")
@@ -492,6 +508,26 @@ def _compare(bundle: Path, time_limit: float, as_json: bool) -> None:
         )
     if not as_json:
         _say(f"{bundle} is verified")
+
+
+@command
+def preview(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `genkit export` wrote.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0: one that is free.")] = 8000,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    web_runtime: WebRuntime = None,
+) -> None:
+    """Play with a bundle in the browser, until Ctrl-C. Needs no torch."""
+    import webbrowser
+
+    from genkit.web import Preview
+
+    with contextlib.suppress(KeyboardInterrupt), Preview(bundle, port, web_runtime) as server:
+        _say(f"{server.url} shows {bundle}; Ctrl-C ends it")
+        stdout.file.flush()
+        if open_:
+            webbrowser.open(server.url)
+        server.serve_forever()
 
 
 def _print_parity(parity: Parity) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -30,6 +32,20 @@ def command(*names: str, package: str) -> str:
     """The path of a program, which goes by one of ``names``."""
     found = next(filter(None, map(shutil.which, names)), None)
     return found or missing(names[0], f"apt-get install {package}, or what your system has in its place")
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Playwright's ``Browser``: the Chromium of this system, without a window."""
+    program = command("chromium", "chromium-browser", "google-chrome", package="chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright", "pip install playwright")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program)
+        yield browser
+        browser.close()
 
 
 def install_npm(directory: Path) -> Path:

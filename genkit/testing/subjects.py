@@ -242,7 +242,6 @@ class Composed:
         plan = session.plan(
             self.plugins.registry,
             model=None if resume else self.recipe.name,
-            recipe_file=None,
             settings=[],
             training={}
             if resume

@@ -191,15 +191,8 @@ def openvino() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium = tools.command("chromium", "chromium-browser", "google-chrome", package="chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        tools.missing("playwright", "pip install playwright")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium)
+    with tools.chromium() as browser:
         yield browser
-        browser.close()
 
 
 # What the programs show, and what they should

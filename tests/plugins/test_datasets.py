@@ -108,7 +108,7 @@ def resolved(*settings: str) -> gk.Recipe:
     registry.prior("mean", Mean)
     registry.dataset("bare", lambda: None)
     plan = session.plan(
-        registry, model="mnist_vae", recipe_file=None, settings=settings, training={}, out=None, resume=False
+        registry, model="mnist_vae", settings=settings, training={}, out=None, resume=False
     )
     return plan.recipe
 
@@ -572,7 +572,6 @@ def carried_out(pattern: str, run: Path, plugins: gk.Plugins, workers: int) -> s
     plan = session.plan(
         plugins.registry,
         model=None if resume else "mnist_vae",
-        recipe_file=None,
         settings=settings,
         training={"epochs": 3, "batch_size": 4},
         out=run,
@@ -621,7 +620,6 @@ def test_the_dataset_on_the_page_works(tmp_path: Path, monkeypatch: pytest.Monke
     plan = session.plan(
         plugins.registry,
         model="mnist_vae",
-        recipe_file=None,
         settings=pairs,
         training={"epochs": 1},
         out=tmp_path / "run",
