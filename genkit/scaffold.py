@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from genkit.errors import InvalidOption, unknown
 from genkit.files import directory_written_atomically
+from genkit.hookspecs import API_VERSION
 from genkit.plugins import load_plugins
 
 PluginKind = Literal["model", "component", "dataset", "exporter", "runtime", "tracker"]
@@ -79,6 +80,7 @@ def new_plugin(written: str, kind: str, parent: Path) -> Scaffold:
         "distribution": f"genkit-{name.replace('_', '-')}",
         "stem": "".join(part.capitalize() for part in name.split("_")),
         "summary": example.summary,
+        "api": ".".join(map(str, API_VERSION)),
         "module": example.module,
         "try_it": command,
     }

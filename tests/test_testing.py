@@ -14,7 +14,7 @@ from genkit.testing import conformance
 from genkit.testing.checks import Checks, PluginChecks
 from genkit.testing.models import ModelChecks
 from genkit.testing.others import DatasetChecks, ExporterChecks, RuntimeChecks, TrackerChecks
-from genkit.testing.subjects import Composed, Subject, Suite
+from genkit.testing.subjects import Composed, Subject, Suite, installed
 
 pytestmark = pytest.mark.xdist_group("conformance")
 
@@ -358,7 +358,7 @@ def complaint(suite: Suite, check: str, subject: Subject, folder: Path, monkeypa
     tested = type("TestConformance", (owner,), {"suite": suite})
     offered = {
         "model": Composed(subject, folder / "model"),
-        "reference": Composed(Subject(genkit.load_plugins().registry.get("model", "mnist_vae")), folder / "reference"),
+        "reference": Composed(Subject(installed().registry.get("model", "mnist_vae")), folder / "reference"),
         "tmp_path": folder,
         "monkeypatch": monkeypatch,
         "size": 2,
@@ -370,6 +370,7 @@ def complaint(suite: Suite, check: str, subject: Subject, folder: Path, monkeypa
     return str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:plugin 'faulty'.*'untyped':genkit.PluginWarning")
 @pytest.mark.parametrize(
     ("check", "subject", "problem", "remedy"),
     [

@@ -69,7 +69,7 @@ class ModelChecks(Checks):
             if whole.encoder is not None:
                 place = model.part("encoder")
                 with blaming(place, f"a batch of {size}", "forward(x, condition) takes (B, *event_shape)."):
-                    params = named(whole.encoder, whole.encoder(*batch))
+                    params = named(whole.encoder, whole.encoder(*batch), size)
                     posterior = whole.encoder.posterior(*params)
                 _require_params(place, whole.encoder, params, size)
                 _require_distribution(place, "posterior", posterior, (size,), spec.latent_shape, "latent_shape")
@@ -82,7 +82,8 @@ class ModelChecks(Checks):
             z = draw(prior if posterior is None else posterior, 3, size)
             flat, labels = z.flatten(0, 1), batch.condition
             with blaming(place, f"a batch of {3 * size}", "forward(z, condition) takes (B, *latent_shape)."):
-                params = named(whole.decoder, whole.decoder(flat, None if labels is None else labels.repeat(3)))
+                outputs = whole.decoder(flat, None if labels is None else labels.repeat(3))
+                params = named(whole.decoder, outputs, 3 * size)
             _require_params(place, whole.decoder, params, 3 * size)
             with blaming(
                 place, "likelihood(*params) with leading dimensions (3, B)", "Give it any leading dimensions."
