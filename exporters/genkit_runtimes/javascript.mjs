@@ -24,7 +24,8 @@ const tasks = {
   },
 
   async load({ graph, weights }) {
-    const externalData = weights.map(([path, data]) => ({ path, data }));
+    const native = settings.executionProviders[0] === "cpu"; // it looks beside the graph by itself
+    const externalData = native ? [] : weights.map(([path, data]) => ({ path, data }));
     const session = await ort.InferenceSession.create(graph, { ...settings, externalData });
     return { session: sessions.push(session) - 1 };
   },

@@ -1,7 +1,7 @@
 """onnxruntime for JavaScript: on the CPU of Node, and in WebAssembly and on WebGPU, as pages have it.
 
-Each runtime is one process, Node or a browser without a window, that runs ``javascript.mjs`` and gets its requests from a
-server on this machine. It goes when the runtime does. It ends with its input, and so also where nobody lived to end it.
+Each runtime is one process, Node or a browser without a window, that runs ``javascript.mjs`` and gets its requests from
+a server on this machine. It goes when the runtime does. It ends with its input, so also where nobody lived to end it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import secrets
 import shutil
 import struct
@@ -46,10 +47,13 @@ _SETTINGS = {
     "optimization": {"enable_gelu_approximation": "0"},
     "mlas": {"enable_gemm_fastmath_arm64_bfloat16": "0"},
 }
-"""As for onnxruntime in Python: most are the default on most machines, and are said so that none can pose as float32."""
+"""As for onnxruntime in Python: most are the default on most machines, said so that none can pose as float32."""
 _PRECISION = "no bfloat16 products, no approximate GELU, denormals as they are"
-_LACKING = "Could not find an implementation", "is not a registered function/op", "is under development"
-"""What onnxruntime says of an operator, or an opset, that it does not have."""
+_LACKING = re.compile(
+    "Could not find an implementation for .*|Provider type for .* is not set"
+    r"|\S+ is not a registered function/op.*|ONNX Runtime only \*guarantees\* support.*"
+)
+"""What onnxruntime says of an operator that it lacks, at all or for a type, and of an opset."""
 _START, _SILENCE, _GRACE = 120.0, 60.0, 10.0
 """The seconds after which a program will never start; after which a connection is used again; to end in."""
 
@@ -161,9 +165,7 @@ class _Driver:
     def __init__(self, command: list[str], server: _Server, library: str, place: Callable[[Path], str]) -> None:
         self._server, self._turn = server, threading.Lock()
         self.library, self.place = library, place
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._end = weakref.finalize(self, _end, process, server)
         threading.Thread(target=_watch, args=(process, server), daemon=True).start()
 
@@ -192,8 +194,10 @@ class _Driver:
                 raise RuntimeError("its process died" + (f", with status {status}" if status else ""))
         header, found = _unpacked(message)
         if "problem" in header:
-            problem = " ".join(header["problem"].split())
-            raise (genkit.Unsupported if any(each in problem for each in _LACKING) else RuntimeError)(problem)
+            problem = " ".join(header["problem"].split()).rpartition("ERROR_MESSAGE: ")[2]
+            if lacking := _LACKING.search(problem):
+                raise genkit.Unsupported(lacking[0])
+            raise RuntimeError(problem)
         return header, found
 
 
