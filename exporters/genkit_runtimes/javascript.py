@@ -42,6 +42,7 @@ rm -rf "$profile"
 exit $status
 """
 """A browser with a profile of its own. It takes the shell's input for that of a debugger, and quits at its end."""
+_OFFLINE = "--disable-background-networking", "--disable-component-update", "--disable-sync"
 _SETTINGS = {
     "session": {"load_model_format": "ONNX", "set_denormal_as_zero": "0", "intra_op": {"allow_spinning": "0"}},
     "optimization": {"enable_gelu_approximation": "0"},
@@ -134,7 +135,7 @@ def _in_browser(library: Path, *flags: str) -> _Driver:
         raise genkit.RuntimeMissing("browsers are driven through a POSIX shell, which this system lacks")
     server = _Server()
     server.files |= {file.name: file for file in library.parent.iterdir()}  # it fetches its WebAssembly
-    options = ["--headless", "--remote-debugging-pipe", "--no-first-run", "--disable-background-networking", *flags]
+    options = ["--headless", "--remote-debugging-pipe", "--no-first-run", *_OFFLINE, *flags]
     if os.geteuid() == 0:
         options.append("--no-sandbox")  # root cannot have one
     command = ["sh", "-c", _BROWSE, program, *options, server.url]
@@ -165,7 +166,9 @@ class _Driver:
     def __init__(self, command: list[str], server: _Server, library: str, place: Callable[[Path], str]) -> None:
         self._server, self._turn = server, threading.Lock()
         self.library, self.place = library, place
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quietly = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}  # else it reports graphs to its makers
+        nowhere = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, env=quietly)
         self._end = weakref.finalize(self, _end, process, server)
         threading.Thread(target=_watch, args=(process, server), daemon=True).start()
 
