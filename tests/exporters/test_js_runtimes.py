@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
 from uuid import uuid4
@@ -281,22 +282,28 @@ def _script(file: Path, line: str) -> None:
 
 
 class Marked:
-    """The processes that were started with a mark in their environment, and their children, whoever adopted them."""
+    """The processes that were started with a mark in their environment, and what descends from them."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._mark = str(uuid4())
+        self._seen: set[int] = set()
         patch.setenv("GENKIT_TEST_MARK", self._mark)
 
     def __call__(self) -> dict[int, str]:
-        """The command of each that lives, by number."""
-        found = {}
+        """The command of each that lives, by number; once seen, it is known whoever adopted it."""
+        commands, parents = {}, {}
         for process in Path("/proc").iterdir():
-            try:
-                if process.name.isdigit() and self._mark in (process / "environ").read_text(errors="replace"):
-                    found[int(process.name)] = (process / "cmdline").read_text(errors="replace").replace("\0", " ")
-            except OSError:  # it is gone, or somebody else's
-                continue
-        return found
+            if process.name.isdigit():
+                with suppress(OSError):  # it is gone, or somebody else's
+                    number = int(process.name)
+                    commands[number] = (process / "cmdline").read_text(errors="replace").replace("\0", " ")
+                    parents[number] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                    if self._mark in (process / "environ").read_text(errors="replace"):
+                        self._seen.add(number)
+        # A page writes its title over its environment.
+        while more := {child for child, parent in parents.items() if parent in self._seen} - self._seen:
+            self._seen |= more
+        return {number: command for number, command in commands.items() if number in self._seen and command}
 
     def all_end(self) -> bool:
         """Whether they do, given time."""
@@ -339,11 +346,12 @@ def test_one_that_is_killed_while_it_computes_is_an_error_and_stays_one(
 ) -> None:
     run = made(installed(runtime)).load(written(tmp_path, ENDLESS, outputs="float[batch,4,4] x"))
     z = {"z": np.ones((1, 4, 4), np.float32)}
+    victims = [n for n, command in processes().items() if victim in command and not command.startswith("sh ")]
+    assert victims
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(run, z)
-        for process, command in processes().items():
-            if victim in command and not command.startswith("sh "):
-                os.kill(process, SIGKILL)
+        for process in victims:
+            os.kill(process, SIGKILL)
         with pytest.raises(RuntimeError, match="its process died"):
             answer.result()
     with pytest.raises(RuntimeError, match="its process died"):
@@ -364,6 +372,7 @@ run({"z": numpy.ones((1, 4, 4), numpy.float32)})
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
         assert asking.stdout
         assert asking.stdout.readline() == "asks\n"
+        assert len(processes()) > 1
         asking.kill()
     assert processes.all_end()
     assert list(tmp_path.iterdir()) == [file]
