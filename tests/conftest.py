@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tools
 import torch
 from helpers import Genkit
 
@@ -114,6 +116,13 @@ def mnist_run(genkit: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("mnist_run") / "run"
     genkit("train", "--model", "mnist_vae", "--epochs", 2, "--set", "dataset.limit=512", "--out", run)
     return run
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Iterator[Path]:
+    """Where the packages for JavaScript are installed."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield tools.install_npm(Path(directory))
 
 
 @pytest.fixture

@@ -13,3 +13,7 @@ def genkit_register(registry: genkit.Registry) -> None:
     registry.runtime("opencv", "genkit_runtimes.opencv:OpenCv")
     registry.runtime("mnn", "genkit_runtimes.mnn:Mnn")
     registry.runtime("tract", "genkit_runtimes.tract:Tract")
+    registry.runtime("node", "genkit_runtimes.javascript:node")
+    registry.runtime("node-wasm", "genkit_runtimes.javascript:node_wasm")
+    registry.runtime("browser-wasm", "genkit_runtimes.javascript:browser_wasm")
+    registry.runtime("browser-webgpu", "genkit_runtimes.javascript:browser_webgpu")

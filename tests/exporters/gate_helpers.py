@@ -1,17 +1,19 @@
-"""The textbook VAE as two graphs, and the gate run on files in which a fault was planted."""
+"""The textbook VAE as two graphs, and graphs that are not as they should be: faults planted, others written by hand."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import torch
 from genkit_onnx.exporter import OnnxExporter
 from genkit_onnx.proof import examine
 from genkit_onnx.runtime import OnnxRuntime
 from genkit_onnx.structure import notes
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 import genkit
@@ -88,3 +90,24 @@ def gate(bundle: genkit.Bundle, name: str, fault: Plant, directory: Path, *runti
     return genkit.Report(
         tuple(examine(graph, faulty, bundle.cases(graph), runtimes or [OnnxRuntime()], promised=promised))
     )
+
+
+def edited(bundle: Path, copy: Path, *, reseal: bool) -> Path:
+    """A copy of which one weight of the decoder's 321,000 was doubled."""
+    shutil.copytree(bundle, copy)
+    model = onnx.load(copy / "decoder.onnx")
+    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == "net.2.weight"]
+    array = numpy_helper.to_array(weight).copy()
+    array[np.unravel_index(np.abs(array).argmax(), array.shape)] *= 2
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    (copy / "decoder.onnx").write_bytes(model.SerializeToString())
+    if reseal:
+        genkit.seal(copy, genkit.Bundle.open(copy).manifest)
+    return copy
+
+
+def written(folder: Path, body: str, inputs: str = "float[batch,4,4] z", outputs: str = "float[batch] x") -> Path:
+    """The file of a graph."""
+    text = f'<ir_version: 10, opset_import: ["" : 18]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    onnx.save(onnx.parser.parse_model(text), folder / "written.onnx")
+    return folder / "written.onnx"

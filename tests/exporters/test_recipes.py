@@ -8,7 +8,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import tempfile
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,12 +174,6 @@ KINDS = pytest.mark.parametrize("kind", ["grey", "colour", "codes"])
 
 
 # The tools
-
-
-@pytest.fixture(scope="module")
-def node_modules() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as directory:
-        yield tools.install_npm(Path(directory))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,18 +14,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.parser
 import pytest
 import tools
-from gate_helpers import decoder, encoder, export
+from gate_helpers import decoder, edited, encoder, export, written
 from helpers import Genkit
-from onnx import numpy_helper
 
 import genkit
 
 pytestmark = pytest.mark.xdist_group("runtimes")
 
 OURS = ["mnn", "opencv", "openvino", "reference", "tract"]
+JAVASCRIPT = ["browser-wasm", "browser-webgpu", "node", "node-wasm"]
+"""Tested in a file of their own."""
 
 STRANGE = """
 import os, signal
@@ -101,27 +100,6 @@ def installed(name: str) -> str:
     if info.missing:
         tools.missing(name, info.problem)
     return name
-
-
-def edited(bundle: Path, copy: Path, *, reseal: bool) -> Path:
-    """A copy of which one weight of the decoder's 321,000 was doubled."""
-    shutil.copytree(bundle, copy)
-    model = onnx.load(copy / "decoder.onnx")
-    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == "net.2.weight"]
-    array = numpy_helper.to_array(weight).copy()
-    array[np.unravel_index(np.abs(array).argmax(), array.shape)] *= 2
-    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
-    (copy / "decoder.onnx").write_bytes(model.SerializeToString())
-    if reseal:
-        genkit.seal(copy, genkit.Bundle.open(copy).manifest)
-    return copy
-
-
-def written(folder: Path, body: str) -> Path:
-    """The file of a graph from z to x."""
-    text = f'<ir_version: 10, opset_import: ["" : 18]> g (float[batch,4,4] z) => (float[batch] x) {{ {body} }}'
-    onnx.save(onnx.parser.parse_model(text), folder / "written.onnx")
-    return folder / "written.onnx"
 
 
 # Installed
@@ -209,7 +187,7 @@ def test_a_runtime_that_is_not_installed_is_listed_with_what_installs_it(
 
 def test_what_is_installed_is_listed_with_its_version_and_what_keeps_it_precise(here: Genkit) -> None:
     listed = {entry["name"]: entry for entry in json.loads(here("runtimes", "--json").stdout)}
-    assert {name for name, entry in listed.items() if entry["plugin"] == "runtimes"} == set(OURS)
+    assert {name for name, entry in listed.items() if entry["plugin"] == "runtimes"} == {*OURS, *JAVASCRIPT}
     assert listed["reference"]["version"] == onnx.__version__
     assert listed[installed("openvino")]["precision"].startswith("INFERENCE_PRECISION_HINT=f32")
 
@@ -285,7 +263,7 @@ def test_files_that_were_changed_are_given_to_no_runtime(bundle: Path, tmp_path:
 def test_the_page_names_every_runtime_and_its_example_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "runtimes.md").read_text()
     table = page.partition("\n| runtime |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {"onnxruntime", *OURS}
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == {"onnxruntime", *OURS, *JAVASCRIPT}
     example: dict[str, Any] = {}
     exec(page.split("```python\n")[1].split("```")[0], example)
     monkeypatch.setitem(sys.modules, "fast", None)
