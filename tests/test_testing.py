@@ -262,8 +262,8 @@ FAULTS = {
         ("decoder-untyped", "its option 'hidden' has no type", "`hidden: int`"),
     ],
     "test_its_shapes_and_dtypes_are_those_of_the_spec": [
-        ("decoder-losesthebatch", "its output 'x' for a batch of 6 has the shape [1, 1, 8, 8]", "flatten(1)"),
-        ("decoder-scalar", "its likelihood has batch shape [3, 2, 1, 8, 8]", "Independent("),
+        ("decoder-losesthebatch", "its output 'x' has shape [1, 1, 8, 8]", "give a tensor whose first dimension is 6"),
+        ("decoder-scalar", "gave Normal of batch [3, 2, 1, 8, 8]", "wrap it: Independent("),
         ("encoder-double", "its output 'mean' is torch.float64", "Return float32"),
     ],
     "test_rows_do_not_depend_on_one_another_or_on_chance": [

@@ -107,9 +107,7 @@ def resolved(*settings: str) -> gk.Recipe:
     registry = gk.load_plugins().registry
     registry.prior("mean", Mean)
     registry.dataset("bare", lambda: None)
-    plan = session.plan(
-        registry, model="mnist_vae", settings=settings, training={}, out=None, resume=False
-    )
+    plan = session.plan(registry, model="mnist_vae", settings=settings, training={}, out=None, resume=False)
     return plan.recipe
 
 
