@@ -26,7 +26,7 @@ import genkit
 
 pytestmark = pytest.mark.xdist_group("runtimes")
 
-OURS = ["mnn", "opencv", "openvino", "reference", "tract"]
+OURS = ["mnn", "ncnn", "opencv", "openvino", "reference", "tract"]
 
 STRANGE = """
 import os, signal
@@ -160,6 +160,7 @@ def test_an_edited_decoder_fails_in_each_runtime(bundle: Path, tmp_path: Path, r
         ("openvino", "x = Det(z)", "No conversion rule found for operations: Det-18"),
         ("tract", "x = Det(z)", "Unimplemented(Det)"),
         ("mnn", "y = OptionalGetElement(z) x = ReduceSum(y)", "Op Not Support: ONNX::Optional"),
+        ("ncnn", "x = Det(z)", "it has no Det"),
         ("reference", "x = GlobalLpPool(z)", "No registered implementation for operator 'GlobalLpPool'"),
         ("opencv", "s = Constant<value_int=2>() y = STFT(z, s, , s) x = ReduceSum(z)", "parse error"),
     ],
@@ -192,6 +193,8 @@ def test_what_fails_in_the_middle_of_a_graph_is_not_called_an_operator_that_is_l
         ("cv2", "opencv", "pip install opencv-python-headless"),
         ("tract", "tract", "pip install tract"),
         ("MNN", "mnn", "pip install MNN"),
+        ("ncnn", "ncnn", "pip install ncnn pnnx"),
+        ("pnnx", "ncnn", "pip install ncnn pnnx"),
     ],
     indirect=["hidden"],
 )
@@ -215,7 +218,7 @@ def test_what_is_installed_is_listed_with_its_version_and_what_keeps_it_precise(
 
 
 def test_no_library_is_imported_before_it_is_needed() -> None:
-    libraries = "{'MNN', 'openvino', 'cv2', 'tract', 'onnx'}"
+    libraries = "{'MNN', 'ncnn', 'openvino', 'cv2', 'tract', 'onnx'}"
     code = f"import sys, genkit; genkit.load_plugins(); print({libraries} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
