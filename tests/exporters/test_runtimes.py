@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 import tools
 from gate_helpers import decoder, encoder, export
@@ -138,11 +139,13 @@ def test_a_bundle_is_verified_in_every_runtime(bundle: Path, runtime: str) -> No
 
 @pytest.mark.parametrize("runtime", OURS)
 def test_a_bundle_is_used_in_every_runtime(bundle: Path, runtime: str) -> None:
+    files = sorted(bundle.rglob("*"))
     model = genkit.load_bundle(bundle, runtime=installed(runtime), verify=False)
     case = genkit.Bundle.open(bundle).cases(model.graphs["encoder"])[-1]
     mean, log_var = model.encode(case.inputs["x"])
     np.testing.assert_allclose(mean, case.references["mean"], atol=1e-5)
     np.testing.assert_allclose(log_var, case.references["log_var"], atol=1e-5)
+    assert sorted(bundle.rglob("*")) == files, "what a converter writes goes elsewhere"
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", *OURS])
@@ -208,6 +211,46 @@ def test_a_runtime_that_is_not_installed_is_listed_with_what_installs_it(
     assert (entry["missing"], entry["version"], entry["problem"]) == (True, None, said)
     asked = here("verify", bundle, "--runtime", runtime, check=False)
     assert (asked.returncode, asked.stdout, asked.stderr) == (2, "", f"error: {said}\n")
+
+
+def test_a_gpu_is_missed_where_the_library_has_cuda_and_the_machine_has_none(here: Genkit, bundle: Path) -> None:
+    info = offered()["onnxruntime-cuda"]
+    if not info.missing:
+        pytest.skip("there is a GPU")
+    assert re.fullmatch(
+        r"(this onnxruntime has no CUDA|onnxruntime cannot use a GPU here): .*pip install .*", info.problem
+    )
+    asked = here("verify", bundle, "--runtime", "onnxruntime-cuda", check=False)
+    assert (asked.returncode, asked.stdout, asked.stderr) == (2, "", f"error: {info.problem}\n")
+
+
+@pytest.mark.parametrize(
+    ("listed", "used", "problem"),
+    [
+        (["CPUExecutionProvider"], ["CPUExecutionProvider"], "this onnxruntime has no CUDA"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"], "onnxruntime cannot use a GPU"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"], None),
+    ],
+    ids=["a wheel without CUDA", "a machine without a GPU", "a GPU"],
+)
+def test_cuda_is_there_only_where_a_session_really_has_it(
+    monkeypatch: pytest.MonkeyPatch, listed: list[str], used: list[str], problem: str | None
+) -> None:
+    asked = []
+
+    def session(model: bytes, options: Any, providers: list[Any]) -> SimpleNamespace:
+        asked.append(providers)
+        return SimpleNamespace(get_providers=lambda: used)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    cuda = genkit.load_plugins().registry.get("runtime", "onnxruntime-cuda").load()
+    if problem is None:
+        assert cuda().name == "onnxruntime-cuda"
+        assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]]
+    else:
+        with pytest.raises(genkit.RuntimeMissing, match=problem):
+            cuda()
 
 
 def test_what_is_installed_is_listed_with_its_version_and_what_keeps_it_precise(here: Genkit) -> None:
@@ -288,7 +331,7 @@ def test_files_that_were_changed_are_given_to_no_runtime(bundle: Path, tmp_path:
 def test_the_page_names_every_runtime_and_its_example_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "runtimes.md").read_text()
     table = page.partition("\n| runtime |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {"onnxruntime", *OURS}
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == {"onnxruntime", "onnxruntime-cuda", *OURS}
     example: dict[str, Any] = {}
     exec(page.split("```python\n")[1].split("```")[0], example)
     monkeypatch.setitem(sys.modules, "fast", None)
