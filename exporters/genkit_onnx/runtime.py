@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import genkit
 
 _FATAL = 4  # what fails is raised as well, so that nothing need be printed
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_ON_GPU = [(_CUDA, {"use_tf32": "0"}), _CPU]
+_SETTINGS = {"use_tf32": "0"}
 _SMALLEST = '<ir_version: 8, opset_import: ["": 18]> smallest (float[1] x) => (float[1] y) { y = Neg(x) }'
 
 
@@ -40,23 +40,28 @@ class OnnxRuntimeCuda:
 
     name = "onnxruntime-cuda"
     version: str = onnxruntime.__version__
-    precision = "use_tf32=0, no approximate GELU"
+    precision = " ".join(f"{key}={value}" for key, value in _SETTINGS.items())
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] = _SETTINGS) -> None:
+        self._providers = [(_CUDA, dict(settings)), _CPU]
         if _CUDA not in onnxruntime.get_available_providers():
             raise genkit.RuntimeMissing("this onnxruntime has no CUDA: pip install onnxruntime-gpu")
         with contextlib.redirect_stdout(None):  # it prints what it does not find
             onnxruntime.preload_dlls()  # CUDA and cuDNN may have come with wheels, such as PyTorch's
         model = onnx.parser.parse_model(_SMALLEST).SerializeToString()
-        if _CUDA not in _session(model, _ON_GPU).get_providers():
+        if _CUDA not in _session(model, self._providers).get_providers():
             raise genkit.RuntimeMissing(
                 "onnxruntime cannot use a GPU here: it needs one of NVIDIA's with its driver, and CUDA and cuDNN: "
                 "pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
 
+    def defaults(self) -> OnnxRuntimeCuda:
+        """In TensorFloat-32, where the GPU has it."""
+        return OnnxRuntimeCuda({})
+
     def load(self, path: Path) -> Callable[[genkit.Arrays], dict[str, NDArray[Any]]]:
         """Opens one graph. The function it returns maps named inputs to named outputs, in the graph's order."""
-        return _function(_session(path, _ON_GPU))
+        return _function(_session(path, self._providers))
 
 
 def _session(model: Path | bytes, providers: list[Any]) -> Any:

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,14 @@ class Ncnn:
     name = "ncnn"
     precision = " ".join(f"{key}={value:d}" for key, value in _SETTINGS.items()) + ", and a call for each row"
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, bool] = _SETTINGS) -> None:
+        self._settings = settings
         self._ncnn, self._pnnx = library("ncnn", "ncnn pnnx"), _converter()
         self.version: str = self._ncnn.__version__
+
+    def defaults(self) -> Ncnn:
+        """In float16, as far as ncnn sees fit on the processor."""
+        return Ncnn({})
 
     def load(self, path: Path) -> Callable[[genkit.Arrays], dict[str, NDArray[Any]]]:
         """Opens one graph. The function it returns maps named inputs to named outputs, in the graph's order."""
@@ -80,7 +85,7 @@ class Ncnn:
                 raise genkit.Unsupported(refused.group().strip())
             net = self._ncnn.Net()
             net.opt.num_threads = 1
-            for option, value in _SETTINGS.items():
+            for option, value in self._settings.items():
                 setattr(net.opt, option, value)
             if net.load_param(str(model)) or net.load_model(str(weights)):
                 raise genkit.Unsupported("it cannot read what pnnx makes of the graph")

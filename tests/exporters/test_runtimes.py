@@ -60,9 +60,38 @@ class Rounding:
 def needy():
     raise genkit.RuntimeMissing("needed is not installed: pip install needed")
 
+class Careful:
+    name, version, precision = "careful", "1", "half=0"
+    def __init__(self, kind=OnnxRuntime):
+        self.load = kind().load
+    def defaults(self):
+        return Careful(Rounding)
+
+class Deadly(Careful):
+    name = "deadly"
+    def defaults(self):
+        return Careful(Crashing)
+
+class Elsewhere(Careful):
+    name = "elsewhere"
+    def defaults(self):
+        raise genkit.RuntimeMissing("its defaults are elsewhere")
+
+class Empty:
+    def load(self, path):
+        run = OnnxRuntime().load(path)
+        return lambda inputs: {name: y * float("nan") for name, y in run(inputs).items()}
+
+class Void(Careful):
+    name = "void"
+    def defaults(self):
+        void = Careful(Empty)
+        void.name = "void"
+        return void
+
 @genkit.hookimpl
 def genkit_register(registry):
-    for kind in (Crashing, Lacking, LackingAtFirstRun, Rounding):
+    for kind in (Crashing, Lacking, LackingAtFirstRun, Rounding, Careful, Deadly, Elsewhere, Void):
         registry.runtime(kind.name, kind)
     registry.runtime("needy", needy)
     registry.runtime("gone", "no_such_module:Runtime")
@@ -301,6 +330,51 @@ def test_one_that_crashes_is_a_cell_and_what_cannot_hold_a_graph_is_no_failure(h
     assert "wrong        x: rms error" in lines["decoder", "rounding"]
     assert lines["decoder", "onnxruntime"].endswith(" ok"), "what comes after a crash"
     assert "not asked: needy; needed is not installed: pip install needed" in asked.stdout
+
+
+@pytest.mark.usefixtures("strange")
+def test_what_a_library_does_by_default_is_beside_and_never_a_failure(bundle: Path) -> None:
+    cells = {(cell.graph, cell.runtime): cell for cell in genkit.compare_runtimes(bundle, disabled=["runtimes"]).cells}
+    kinds = ("careful", "deadly", "elsewhere", "void")
+    assert {cells[graph, kind].verdict for graph in ("encoder", "decoder") for kind in kinds} == {"ok"}
+    assert cells["decoder", "onnxruntime"].by_default is None
+    careful, deadly, elsewhere, void = (cells["decoder", kind].by_default for kind in kinds)
+    assert careful
+    assert careful.rms
+    assert careful.rms > 100
+    assert careful.reason == ""
+    assert deadly == genkit.ByDefault(None, "the process that reads it was killed by SIGSEGV")
+    assert cells["decoder", "deadly"].seconds, "the crash came after the cell was filled"
+    assert elsewhere == genkit.ByDefault(None, "its defaults are elsewhere")
+    assert void
+    assert void.rms is None
+    assert "values are not finite" in void.reason
+
+
+@pytest.mark.usefixtures("strange")
+def test_the_table_says_what_a_library_does_by_default(here: Genkit, bundle: Path) -> None:
+    asked = here("verify", bundle, "--runtime", "all", "--disable-plugin", "runtimes", check=False)
+    lines = {tuple(line.split()[:2]): line.split() for line in asked.stdout.splitlines()}
+    assert lines["graph", "runtime"][7:9] == ["by", "default"]
+    assert int(lines["decoder", "careful"][6].replace(",", "")) > 100
+    assert [lines["decoder", kind][6] for kind in ("onnxruntime", "deadly")] == ["-", "none"]
+    assert "by default: decoder: deadly: the process that reads it was killed by SIGSEGV" in asked.stdout
+    shown = here("verify", bundle, "--runtime", "all", "--json", "--disable-plugin", "runtimes", check=False).stdout
+    (careful,) = (c for c in json.loads(shown)["cells"] if (c["graph"], c["runtime"]) == ("encoder", "careful"))
+    assert careful["by_default"]["rms"] > 100
+
+
+@pytest.mark.parametrize("runtime", ["mnn", "ncnn", "openvino"])
+def test_the_defaults_of_a_runtime_are_other_settings_of_the_same(bundle: Path, runtime: str) -> None:
+    found = genkit.load_plugins().registry.get("runtime", installed(runtime)).load()()
+    assert isinstance(found, genkit.TunedRuntime)
+    defaults = found.defaults()
+    assert (defaults.name, defaults.version) == (found.name, found.version)
+    case = genkit.Bundle.open(bundle).cases(genkit.Bundle.open(bundle).manifest.graphs[1])[-1]
+    given, careful = (each.load(bundle / "decoder.onnx")(case.inputs)["x"] for each in (defaults, found))
+    np.testing.assert_allclose(given, careful, atol=0.1)
+    if runtime == "ncnn":  # whose default does not depend on what the processor has
+        assert np.abs(given - careful).max() > 1e-5
 
 
 @pytest.mark.usefixtures("strange")
