@@ -22,6 +22,7 @@ from genkit_runtimes.libraries import library
 
 _SETTINGS = {"use_fp16_packed": False, "use_fp16_storage": False, "use_fp16_arithmetic": False}
 _LAYER = re.compile(r"^(\S+) +\S+ +\d+ +\d+", re.MULTILINE)
+_BATCH = re.compile(r"ex\.input\(.*batch_index=(\d+)")
 _KINDS = {"float32": "f32", "int64": "i64", "int32": "i32"}
 
 
@@ -45,12 +46,12 @@ class Ncnn:
         graph = onnx.load(path, load_external_data=False).graph
         inputs, outputs = list(map(_declared, graph.input)), list(map(_declared, graph.output))
         shapes = (f"[{','.join(map(str, (1, *shape)))}]{_KINDS[dtype.name]}" for _, shape, dtype in inputs)
-        net = self._converted(path, _data_files(graph), ",".join(shapes))
+        net, batched = self._converted(path, _data_files(graph), ",".join(shapes))
 
         def row_of(arrays: tuple[NDArray[Any], ...]) -> list[NDArray[Any]]:
             extractor = net.create_extractor()
-            for i, array in enumerate(arrays):
-                extractor.input(f"in{i}", self._ncnn.Mat(np.atleast_1d(array)).clone())
+            for i, (array, axis) in enumerate(zip(arrays, batched, strict=True)):
+                extractor.input(f"in{i}", self._ncnn.Mat(array[np.newaxis], batch_index=axis).clone())
             found = []
             for i, (name, shape, dtype) in enumerate(outputs):
                 failed, blob = extractor.extract(f"out{i}")
@@ -67,12 +68,13 @@ class Ncnn:
 
         return run
 
-    def _converted(self, path: Path, data: set[str], shapes: str) -> Any:
+    def _converted(self, path: Path, data: set[str], shapes: str) -> tuple[Any, list[int]]:
+        """The network, and which axis of each input is the batch, as pnnx sees it; it is left out of the network."""
         with tempfile.TemporaryDirectory() as folder:  # the converter leaves seven files beside the one that it reads
             for name in {path.name, *data}:
                 shutil.copyfile(path.with_name(name), Path(folder, name))
-            model, weights = Path(folder, "net.param"), Path(folder, "net.bin")
-            files = [f"ncnnparam={model.name}", f"ncnnbin={weights.name}"]
+            model, weights, example = (Path(folder, f"net.{ending}") for ending in ("param", "bin", "py"))
+            files = [f"ncnnparam={model.name}", f"ncnnbin={weights.name}", f"ncnnpy={example.name}"]
             command = [self._pnnx, path.name, f"inputshape={shapes}", "fp16=0", *files]
             said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             if not model.exists():
@@ -89,7 +91,7 @@ class Ncnn:
                 setattr(net.opt, option, value)
             if net.load_param(str(model)) or net.load_model(str(weights)):
                 raise genkit.Unsupported("it cannot read what pnnx makes of the graph")
-            return net
+            return net, list(map(int, _BATCH.findall(example.read_text())))
 
 
 def _declared(value: ValueInfoProto) -> tuple[str, list[int], np.dtype[Any]]:
