@@ -40,9 +40,9 @@ def rows_of(parity: Parity) -> list[tuple[str, ...]]:
 
 
 def remarks_of(parity: Parity) -> Iterator[str]:
-    """What has no place in the table: how a default fails, and which runtimes could have been asked as well."""
+    """What has no place in the table: how a default fails that holds otherwise, and which runtimes are missing."""
     for cell in parity.cells:
-        if cell.by_default and cell.by_default.reason:
+        if cell.ok and cell.by_default and cell.by_default.reason:
             yield f"by default: {cell.graph}: {cell.runtime}: {cell.by_default.reason}"
     for info in parity.missing:
         yield f"not asked: {info.name}; {info.problem}"
@@ -55,10 +55,10 @@ def page_of(parity: Parity, title: str) -> str:
     sections = [
         f"<h1>{escape(title)} {answer}</h1>",
         f"<p>{_LEGEND}</p>" if parity.cells else "",
-        _overview(parity.cells) if parity.cells else "",
+        _region("runtimes by graph", _overview(parity.cells)) if parity.cells else "",
         "<h2>Remarks</h2>" + _list(remarks) if remarks else "",
-        "<h2>Every figure</h2>" + _region("figures", _figures(parity)) if parity.cells else "",
-        "<h2>What depends on no runtime</h2>" + _region("checks", _checks(parity)),
+        "<h2>Every figure</h2>" + _region("every figure", _figures(parity)) if parity.cells else "",
+        "<h2>What depends on no runtime</h2>" + _region("what depends on no runtime", _checks(parity)),
     ]
     return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(filter(None, sections)))
 
@@ -102,7 +102,7 @@ def _figures(parity: Parity) -> str:
     body = []
     for graph, runtime, *figures, verdict, reason in rows_of(parity):
         numbers = "".join(f'<td class="number">{escape(each)}</td>' for each in figures)
-        end = f'<td class="{_class(verdict)}">{escape(verdict)}</td><td>{escape(reason)}</td>'
+        end = f'<td class="{_class(verdict)}">{escape(verdict)}</td><td class="text">{escape(reason)}</td>'
         body.append(f'<tr><th scope="row">{escape(graph)}</th><td>{escape(runtime)}</td>{numbers}{end}</tr>')
     return _table("Every graph in every runtime, with the seconds of a call", [*COLUMNS[:-1], "remark"], body)
 
@@ -112,7 +112,9 @@ def _checks(parity: Parity) -> str:
     for check in parity.report.checks:
         verdict = "ok" if check.ok else "failed"
         what = f'<th scope="row">{escape(check.graph or "bundle")}</th><td>{escape(check.subject)}</td>'
-        body.append(f'<tr>{what}<td class="{_class(verdict)}">{verdict}</td><td>{escape(check.detail)}</td></tr>')
+        body.append(
+            f'<tr>{what}<td class="{_class(verdict)}">{verdict}</td><td class="text">{escape(check.detail)}</td></tr>'
+        )
     return _table("The files, the graphs and their proofs", ["graph", "check", "verdict", "found"], body)
 
 
@@ -167,8 +169,8 @@ td.bad { color: var(--bad); background: var(--bad-back); font-weight: 600 }
 td.neutral { color: var(--neutral); background: var(--neutral-back) }
 small { white-space: nowrap; opacity: .85 }
 .wide { overflow-x: auto }
-.wide td:last-child { min-width: 20rem }
-@media (max-width: 40rem) { th, td { padding: .3rem .4rem; font-size: .875rem } }
+td.text { min-width: 20rem }
+@media (max-width: 40rem) { th, td { padding: .3rem .4rem; font-size: .8125rem } small { display: block } }
 """
 
 _PAGE = """<!DOCTYPE html>

@@ -111,8 +111,9 @@ def _count(op: Any, x: Any, axes: Any) -> Any:
 
 def _counts(op: Any, x: Any, axes: Any, count: Any) -> Any:
     """OpenVINO loses an integer sum over many rows that another operator follows. One of float32 is exact to 2^24."""
-    keepdims = count.producer().attributes.get_int("keepdims", 1)
-    return op.Cast(op.ReduceSum(op.Cast(x, to=TensorProto.FLOAT), axes, keepdims=keepdims), to=TensorProto.INT64)
+    given = count.producer().attributes
+    same = {name: given.get_int(name, default) for name, default in (("keepdims", 1), ("noop_with_empty_axes", 0))}
+    return op.Cast(op.ReduceSum(op.Cast(x, to=TensorProto.FLOAT), axes, **same), to=TensorProto.INT64)
 
 
 def _is_boolean(_: Any, x: Any, **__: Any) -> bool:

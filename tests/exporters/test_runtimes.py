@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,8 @@ import onnx.parser
 import onnxruntime
 import pytest
 import tools
-from gate_helpers import decoder, encoder, export
+import torch
+from gate_helpers import decoder, encoder, export, normal
 from helpers import Genkit
 from onnx import numpy_helper
 
@@ -399,7 +401,102 @@ def test_files_that_were_changed_are_given_to_no_runtime(bundle: Path, tmp_path:
     assert parity.failures[0].startswith("files: decoder.onnx: changed")
 
 
+# Spelt so that every runtime is right
+
+
+class Counting(torch.nn.Module):
+    """What splines do: count the edges below each number, and gather by the count; its scores are an output as well."""
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        edges = z.abs().cumsum(1)[:, None] - z.abs().sum(1)[:, None, None] / 2  # (B, 1, 16), rising
+        edges = edges.expand(-1, 16, -1)
+        below = (edges < z[:, :, None]).sum(-1) - 1
+        found = torch.gather(edges, -1, (below % 8)[..., None]).squeeze(-1)
+        logits = found.reshape(-1, 1, 4, 4)
+        return logits.sigmoid(), logits
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("counted") / "bundle"
+    export(path, genkit.Graph("decoder", Counting(), {"z": normal(16)}, ("x", "logits")))
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["mnn", "opencv", "openvino", "reference"])
+def test_what_splines_are_made_of_is_right_in_every_runtime(counting: Path, runtime: str) -> None:
+    report = genkit.verify(counting, [installed(runtime)])
+    assert report.ok, str(report)
+
+
+def test_what_runtimes_are_wrong_about_is_not_in_the_graph(counting: Path) -> None:
+    nodes = onnx.load(counting / "decoder.onnx").graph.node
+    made = {name: node for node in nodes for name in node.output}
+    kinds = {node.op_type for node in nodes}
+    assert "Less" not in kinds
+    assert {"Greater", "ReduceSum", "GatherElements"} <= kinds
+    (count,) = (node for node in nodes if node.op_type == "ReduceSum" and made[node.input[0]].op_type == "Cast")
+    assert made[count.input[0]].attribute[0].i == onnx.TensorProto.FLOAT
+    (gather,) = (node for node in nodes if node.op_type == "GatherElements")
+    assert [attribute.i for attribute in gather.attribute if attribute.name == "axis"] == [2]
+    assert made["x"].op_type == "Reshape", "and the Sigmoid before it"
+
+
 # The page
+
+
+class Reader(HTMLParser):
+    """What a page loads or runs, its tables' headings, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.scopes: list[str | None] = []
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loaded += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href") or name.startswith("on")]
+        if tag == "th":
+            self.scopes.append(dict(attrs).get("scope"))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.usefixtures("strange")
+def test_the_table_as_a_page_says_the_same_and_loads_nothing(here: Genkit, bundle: Path, tmp_path: Path) -> None:
+    copy, page = tmp_path / "<b>odd", tmp_path / "page.html"
+    shutil.copytree(bundle, copy)
+    page.write_text("an earlier one")
+    options = "--runtime", "all", "--disable-plugin", "runtimes", "--html", page
+    assert here("verify", copy, *options, check=False).returncode == 1
+    reader = Reader()
+    reader.feed(page.read_text())
+    assert reader.loaded == []
+    assert not {"script", "link", "img", "b"} & set(reader.tags)
+    assert reader.tags.count("table") == reader.tags.count("caption") == 3
+    assert set(reader.scopes) == {"col", "row"}
+    assert "<b>odd does not compute everywhere what was exported" in reader.text
+    for said in ("crashing", "was killed by SIGSEGV", "it has no Tanh", "by default: decoder: deadly", "needy"):
+        assert said in reader.text
+    assert [path.name for path in tmp_path.iterdir() if page.name in path.name] == [page.name]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--html", "page.html"], "--html is the page of all runtimes: give --runtime all with it"),
+        (["--runtime", "all", "--html", "nowhere/page.html"], "there is no folder nowhere"),
+    ],
+)
+def test_a_page_that_cannot_be_is_refused_before_anything_is_checked(
+    here: Genkit, bundle: Path, options: list[str], said: str
+) -> None:
+    asked = here("verify", bundle, *options, check=False)
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert said in asked.stderr
 
 
 def test_the_page_names_every_runtime_and_its_example_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
