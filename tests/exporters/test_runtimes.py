@@ -26,6 +26,7 @@ from helpers import Genkit
 from onnx import numpy_helper
 
 import genkit
+from benchmarks import matrix
 
 pytestmark = pytest.mark.xdist_group("runtimes")
 
@@ -443,6 +444,15 @@ def test_what_runtimes_are_wrong_about_is_not_in_the_graph(counting: Path) -> No
 
 
 # The page
+
+
+def test_the_tables_of_the_models_are_those_that_were_measured() -> None:
+    results = json.loads(matrix.RESULTS.read_text())
+    assert matrix.PAGE.read_text() == matrix.page(results)
+    for model, content in results.items():
+        kept = json.loads(json.dumps(matrix.content_of(matrix.parity_of(content))))
+        assert kept["cells"] == content["cells"], model
+        assert content["failures"] == [], "a runtime that holds a graph is right about it"
 
 
 class Reader(HTMLParser):
