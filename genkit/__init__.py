@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from genkit.bundle import Report as Report
     from genkit.bundle import Runtime as Runtime
     from genkit.bundle import Score as Score
+    from genkit.bundle import TunedRuntime as TunedRuntime
     from genkit.bundle import Value as Value
     from genkit.bundle import manifest_schema as manifest_schema
     from genkit.bundle import seal as seal
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from genkit.latent import LatentModel as LatentModel
     from genkit.loading import LoadedBundle as LoadedBundle
     from genkit.loading import load_bundle as load_bundle
+    from genkit.parity import ByDefault as ByDefault
     from genkit.parity import Cell as Cell
     from genkit.parity import Parity as Parity
     from genkit.parity import RuntimeInfo as RuntimeInfo
@@ -135,6 +137,7 @@ _HOMES = {
         "Report",
         "Runtime",
         "Score",
+        "TunedRuntime",
         "Value",
         "manifest_schema",
         "seal",
@@ -178,7 +181,7 @@ _HOMES = {
     ),
     "genkit.latent": ("LatentModel",),
     "genkit.loading": ("LoadedBundle", "load_bundle"),
-    "genkit.parity": ("Cell", "Parity", "RuntimeInfo", "compare_runtimes", "list_runtimes"),
+    "genkit.parity": ("ByDefault", "Cell", "Parity", "RuntimeInfo", "compare_runtimes", "list_runtimes"),
     "genkit.pictures": ("picture",),
     "genkit.plugins": ("Plugins", "load_plugins"),
     "genkit.proving": ("prove",),

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from annotated_types import Ge, Le, Len
@@ -661,6 +661,18 @@ class Runtime(Protocol):
             Unsupported: for a graph that this runtime cannot hold, which is not the graph's fault; the message is the
                 reason. The function may raise it as well, where a library finds out when it first runs.
         """
+        ...
+
+
+@runtime_checkable
+class TunedRuntime(Runtime, Protocol):
+    """A runtime that is set otherwise than its library is by default, so that its float32 is float32.
+
+    What a deployer gets who sets nothing is for ``genkit verify --runtime all`` to measure and to show beside.
+    """
+
+    def defaults(self) -> Runtime:
+        """The same runtime, as its library comes."""
         ...
 
 

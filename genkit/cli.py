@@ -173,16 +173,25 @@ def _say(text: str) -> None:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; one that goes to a pipe neither wraps nor truncates."""
+    if stdout.is_terminal:
+        stdout.print(_rich_table(columns, rows), markup=False)
+        return
+    print(plain_table(columns, rows))
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as it goes to a pipe."""
+    unbounded = Console(file=io.StringIO(), width=_UNBOUNDED, highlight=False)
+    with unbounded.capture() as text:
+        unbounded.print(_rich_table(columns, rows), markup=False)
+    return "\n".join(line.rstrip() for line in text.get().splitlines())
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(*columns, box=None, pad_edge=False, show_edge=False)
     for row in rows:
         table.add_row(*row)
-    if stdout.is_terminal:
-        stdout.print(table, markup=False)
-        return
-    unbounded = Console(file=io.StringIO(), width=_UNBOUNDED, highlight=False)
-    with unbounded.capture() as text:
-        unbounded.print(table, markup=False)
-    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+    return table
 
 
 def _plugins() -> Plugins:
@@ -467,6 +476,9 @@ def verify(
         typer.Option(metavar="NAME|all", help="One or more of `genkit runtimes`. Default: onnxruntime."),
     ] = None,
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="After which the answer is no.")] = 600,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="With all runtimes: write the table as one page, too.")
+    ] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Check a bundle again: its files, its graphs and their numbers. Needs no torch."""
@@ -474,8 +486,10 @@ def verify(
     from genkit.verification import verify
 
     if ALL_RUNTIMES in (runtime or []):
-        _compare(bundle, time_limit, as_json)
+        _compare(bundle, time_limit, html, as_json)
         return
+    if html:
+        raise InvalidOption("--html is the page of all runtimes: give --runtime all with it")
     report = verify(bundle, runtime or ["onnxruntime"], seconds=time_limit, disabled=_Flags.disabled)
     if as_json:
         print(report.to_json(), end="")
@@ -490,11 +504,17 @@ def verify(
         _say(f"{bundle} is verified")
 
 
-def _compare(bundle: Path, time_limit: float, as_json: bool) -> None:
+def _compare(bundle: Path, time_limit: float, html: Path | None, as_json: bool) -> None:
     """What ``verify`` does for all runtimes: a table of graph by runtime."""
+    from genkit.files import write_atomically
+    from genkit.matrix import page_of
     from genkit.parity import compare_runtimes
 
+    if html and not html.resolve().parent.is_dir():
+        raise InvalidOption(f"--html {html}: there is no folder {html.parent}")
     parity = compare_runtimes(bundle, seconds=time_limit, disabled=_Flags.disabled)
+    if html:
+        write_atomically(html, page_of(parity, bundle.resolve().name).encode())
     if as_json:
         print(parity.to_json(), end="")
     else:
@@ -531,26 +551,11 @@ def preview(
 
 
 def _print_parity(parity: Parity) -> None:
-    from genkit.verification import TIMED
+    from genkit.matrix import COLUMNS, remarks_of, rows_of
 
-    def figure(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2g}"
-
-    def time_of(seconds: float | None) -> str:
-        if seconds is None:
-            return "-"
-        return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-    rows = []
-    for cell in parity.cells:
-        times = [time_of(cell.seconds.get(rows)) for rows in TIMED]
-        runtime = " ".join(filter(None, (cell.runtime, cell.version)))
-        errors = figure(cell.rms), figure(cell.max), "-" if cell.wrong is None else str(cell.wrong)
-        rows.append([cell.graph, runtime, *errors, *times, cell.verdict, cell.reason])
-    batches = [f"batch {rows}" for rows in TIMED]
-    _table(["graph", "runtime", "rms error", "largest", "wrong codes", *batches, "verdict", ""], rows)
-    for info in parity.missing:
-        _say(f"not asked: {info.name}; {info.problem}")
+    _table(COLUMNS, rows_of(parity))
+    for remark in remarks_of(parity):
+        _say(remark)
 
 
 def _print_reduced(manifest: Manifest, precisions: Sequence[str]) -> None:

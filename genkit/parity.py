@@ -43,6 +43,19 @@ class RuntimeInfo:
 
 
 @dataclass(frozen=True)
+class ByDefault:
+    """One graph in one runtime as its library comes: what a deployer gets who sets nothing. It is never a failure.
+
+    Args:
+        rms: the rms error in multiples of PyTorch's own, of the output where it is largest; None where there is none.
+        reason: what else is the matter, such as numbers that are not finite, or a process that died.
+    """
+
+    rms: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Cell:
     """One graph in one runtime.
 
@@ -57,6 +70,7 @@ class Cell:
         max: the largest error, likewise.
         wrong: how many whole numbers are wrong; None where the graph gives none.
         seconds: that a call takes, by batch size.
+        by_default: the same without the settings that keep float32 what it is; None where there are none.
     """
 
     graph: str
@@ -68,6 +82,7 @@ class Cell:
     max: float | None = None
     wrong: int | None = None
     seconds: Mapping[int, float] = field(default_factory=dict)
+    by_default: ByDefault | None = None
 
     @property
     def ok(self) -> bool:
@@ -165,20 +180,45 @@ def _describe(child: Child, entry: Entry, seconds: float, disabled: list[str]) -
 
 def _cell(child: Child, bundle: Bundle, graph: str, runtime: RuntimeInfo, seconds: float, disabled: list[str]) -> Cell:
     request = {"path": str(bundle.path.resolve()), "graph": graph, "runtime": runtime.name, "disabled": disabled}
-    answer = child.ask({"task": "verify_on", **request}, seconds)
+    answer = child.ask({"task": "verify_on", "defaults": False, **request}, seconds)
     of = graph, runtime.name, runtime.version
-    if "error" in answer or any(check["subject"] == "process" for check in answer["checks"]):
+    if _silent(answer):
         return Cell(*of, "no answer", _problem(answer))
     checks = report_of(answer).checks
-    figures = [check.measured for check in checks if not check.measured.get("alone")]
+    figures = _figures(checks)
+    verdict, reason = _verdict(checks)
+    by_default = None
+    if verdict != "unsupported":
+        by_default = _by_default(child.ask({"task": "verify_on", "defaults": True, **request}, seconds))
     return Cell(
         *of,
-        *_verdict(checks),
+        verdict,
+        reason,
         rms=_largest(figures, "rms"),
         max=_largest(figures, "max"),
         wrong=_largest(figures, "wrong"),
         seconds={int(rows): float(f"{each:.3g}") for rows, each in answer.get("seconds", {}).items()},
+        by_default=by_default,
     )
+
+
+def _by_default(answer: dict[str, Any]) -> ByDefault | None:
+    if not answer:
+        return None
+    if _silent(answer):
+        return ByDefault(None, _problem(answer))
+    checks = report_of(answer).checks
+    reasons = (check.detail for check in checks if not check.ok and "rms" not in check.measured)
+    return ByDefault(_largest(_figures(checks), "rms"), next(reasons, ""))
+
+
+def _silent(answer: dict[str, Any]) -> bool:
+    """Whether there is no report, because the process died, or the runtime cannot be made."""
+    return "error" in answer or any(check["subject"] == "process" for check in answer["checks"])
+
+
+def _figures(checks: tuple[Check, ...]) -> list[Mapping[str, Any]]:
+    return [check.measured for check in checks if not check.measured.get("alone")]
 
 
 def _verdict(checks: tuple[Check, ...]) -> tuple[Verdict, str]:

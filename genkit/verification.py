@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
-from genkit.bundle import MANIFEST, Arrays, Bundle, Check, Exporter, Function, Report, Runtime
+from genkit.bundle import MANIFEST, Arrays, Bundle, Check, Exporter, Function, Report, Runtime, TunedRuntime
 from genkit.errors import GenkitError, InvalidOption, PluginWarning, error_of
 from genkit.plugins import load_plugins
 
@@ -207,16 +207,23 @@ def _verify(path: str, runtimes: Sequence[str], disabled: Sequence[str]) -> dict
     return asdict(exporter.verify(bundle, chosen))
 
 
-def _verify_on(path: str, graph: str, runtime: str, disabled: Sequence[str]) -> dict[str, Any]:
-    """The report on one graph in one runtime, and where it holds, the seconds that a call takes, by batch size."""
+def _verify_on(path: str, graph: str, runtime: str, defaults: bool, disabled: Sequence[str]) -> dict[str, Any]:
+    """The report on one graph in one runtime, and where it holds, the seconds that a call takes, by batch size.
+
+    ``defaults``: the report on the runtime as its library comes, and nothing else; empty where it is proven just so.
+    """
     bundle = Bundle.open(Path(path))
     registry = load_plugins(disabled).registry
     exporter: Exporter = registry.get("exporter", bundle.manifest.format).load()()
     chosen: Runtime = registry.get("runtime", runtime).load()()
+    if defaults:
+        if not isinstance(chosen, TunedRuntime):
+            return {}
+        chosen = chosen.defaults()
     entry = next(entry for entry in bundle.manifest.graphs if entry.name == graph)
     _limit_memory(bundle)
     report = exporter.verify_on(bundle, entry, chosen)
-    if not report.ok:
+    if defaults or not report.ok:
         return asdict(report)
     function = chosen.load(bundle.file(entry.file))
     timed = {str(case.rows): _latency(function, case.inputs) for case in bundle.cases(entry) if case.rows in TIMED}

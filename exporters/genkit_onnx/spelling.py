@@ -3,6 +3,9 @@
 PyTorch computes exp(x) - 1 without cancellation, there and in ELU, CELU and SELU. ONNX has no such operator, and
 runtimes take the difference: for x of 0.01 ten times as far off as PyTorch, for 1e-4 a thousand times, so that a
 network of small activations would be refused. But exp(x) - 1 = tanh(x / 2) (exp(x) + 1), which loses nothing anywhere.
+
+The rest is for runtimes that are wrong about one spelling and right about another with the same bits; docs/runtimes.md
+has each of these faults in its smallest form.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from onnx import defs, helper
+from onnx import TensorProto, defs, helper
 from onnxscript.rewriter import RewriteRule
 
 _SELU_ALPHA, _SELU_GAMMA = (
@@ -93,6 +96,57 @@ def _exact_sigmoid(op: Any, x: Any) -> Any:
     return op.Reciprocal(op.Add(op.Exp(op.Neg(x)), _number(op, 1.0)))
 
 
+def _less(op: Any, x: Any, y: Any) -> Any:
+    return op.Less(x, y)
+
+
+def _greater(op: Any, x: Any, y: Any) -> Any:
+    """MNN gives other answers for Less where it broadcasts."""
+    return op.Greater(y, x)
+
+
+def _count(op: Any, x: Any, axes: Any) -> Any:
+    return op.ReduceSum(op.Cast(x, to=TensorProto.INT64), axes, _outputs=["count"])
+
+
+def _counts(op: Any, x: Any, axes: Any, count: Any) -> Any:
+    """OpenVINO loses an integer sum over many rows that another operator follows. One of float32 is exact to 2^24."""
+    given = count.producer().attributes
+    same = {name: given.get_int(name, default) for name, default in (("keepdims", 1), ("noop_with_empty_axes", 0))}
+    return op.Cast(op.ReduceSum(op.Cast(x, to=TensorProto.FLOAT), axes, **same), to=TensorProto.INT64)
+
+
+def _is_boolean(_: Any, x: Any, **__: Any) -> bool:
+    return bool(x.dtype == TensorProto.BOOL)
+
+
+def _sigmoid_of_reshaped(op: Any, x: Any, shape: Any) -> Any:
+    return op.Sigmoid(op.Reshape(x, shape, _allow_other_attributes=True, _outputs=["reshaped"]))
+
+
+def _reshaped_sigmoid(op: Any, x: Any, shape: Any, reshaped: Any) -> Any:
+    """MNN gives an output that is a Reshape in the shape before it, if an elementwise operator reads it, too."""
+    allowzero = reshaped.producer().attributes.get_int("allowzero", 0)
+    return op.Reshape(op.Sigmoid(x), shape, allowzero=allowzero)
+
+
+def _gathered(op: Any, x: Any, indices: Any) -> Any:
+    return op.GatherElements(x, indices, _allow_other_attributes=True, _outputs=["gathered"])
+
+
+def _axis_from_the_front(op: Any, x: Any, indices: Any, gathered: Any) -> Any:
+    """The evaluator of onnx does not know negative axes here."""
+    return op.GatherElements(x, indices, axis=len(x.shape) + _axis(gathered))
+
+
+def _has_negative_axis(_: Any, x: Any, gathered: Any, **__: Any) -> bool:
+    return x.shape is not None and _axis(gathered) < 0
+
+
+def _axis(gathered: Any) -> int:
+    return int(gathered.producer().attributes.get_int("axis", 0))
+
+
 SPELLINGS = [
     RewriteRule(_gelu, _portable_gelu),
     RewriteRule(_log_sigmoid, _exact_log_sigmoid),
@@ -100,6 +154,10 @@ SPELLINGS = [
     RewriteRule(_elu, _exact_elu),
     RewriteRule(_celu, _exact_celu),
     RewriteRule(_selu, _exact_selu),
+    RewriteRule(_less, _greater),
+    RewriteRule(_count, _counts, _is_boolean),
+    RewriteRule(_sigmoid_of_reshaped, _reshaped_sigmoid, remove_nodes=False),
+    RewriteRule(_gathered, _axis_from_the_front, _has_negative_axis),
 ]
 
 CAREFUL_SPELLINGS = {"Sigmoid": RewriteRule(_sigmoid, _exact_sigmoid)}

@@ -12,6 +12,7 @@ def genkit_register(registry: genkit.Registry) -> None:
     registry.runtime("openvino", "genkit_runtimes.openvino:OpenVino")
     registry.runtime("opencv", "genkit_runtimes.opencv:OpenCv")
     registry.runtime("mnn", "genkit_runtimes.mnn:Mnn")
+    registry.runtime("ncnn", "genkit_runtimes.ncnn:Ncnn")
     registry.runtime("tract", "genkit_runtimes.tract:Tract")
     registry.runtime("node", "genkit_runtimes.javascript:node")
     registry.runtime("node-wasm", "genkit_runtimes.javascript:node_wasm")

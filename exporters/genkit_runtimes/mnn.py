@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from onnx import helper
 import genkit
 from genkit_runtimes.libraries import library
 
+_SETTINGS = {"precision": "high"}
 _CONVERT = "import sys, MNN, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
 """What the command mnnconvert does, which also installs packages on its own and reports its use to its makers."""
 
@@ -25,11 +26,16 @@ class Mnn:
     """MNN's module interface, in high precision, by one thread."""
 
     name = "mnn"
-    precision = "precision=high"
+    precision = " ".join(f"{key}={value}" for key, value in _SETTINGS.items())
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] = _SETTINGS) -> None:
+        self._settings = settings
         self._mnn = library("MNN", "MNN")
         self.version: str = self._mnn.version()
+
+    def defaults(self) -> Mnn:
+        """In normal precision."""
+        return Mnn({})
 
     def load(self, path: Path) -> Callable[[genkit.Arrays], dict[str, NDArray[Any]]]:
         """Opens one graph. The function it returns maps named inputs to named outputs, in the graph's order."""
@@ -60,7 +66,7 @@ class Mnn:
             said = subprocess.run(command, capture_output=True, text=True, check=False)
             if not model.exists():
                 raise genkit.Unsupported(_reason(said.stdout + said.stderr))
-            manager = self._mnn.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": 1},))
+            manager = self._mnn.nn.create_runtime_manager(({"backend": "CPU", "numThread": 1, **self._settings},))
             return self._mnn.nn.load_module_from_file(str(model), inputs, outputs, runtime_manager=manager)
 
 

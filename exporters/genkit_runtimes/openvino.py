@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,20 @@ class OpenVino:
     name = "openvino"
     precision = " ".join(f"{key}={value}" for key, value in _SETTINGS.items())
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] = _SETTINGS) -> None:
+        self._settings = settings
         self._openvino = library("openvino", "openvino")
         self.version: str = self._openvino.__version__.partition("-")[0]
+
+    def defaults(self) -> OpenVino:
+        """In bfloat16, where the processor has it."""
+        return OpenVino({})
 
     def load(self, path: Path) -> Callable[[genkit.Arrays], dict[str, NDArray[Any]]]:
         """Opens one graph. The function it returns maps named inputs to named outputs, in the graph's order."""
         _, outputs = names(path)
         try:
-            compiled = self._openvino.Core().compile_model(path, "CPU", _SETTINGS)
+            compiled = self._openvino.Core().compile_model(path, "CPU", dict(self._settings))
         except RuntimeError as error:
             raise genkit.Unsupported(_reason(error)) from error
 
