@@ -86,7 +86,7 @@ def _leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 def _spelling(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return f"`{_cell(parameter.metavar or parameter.name.upper())}`"
-    value = "" if parameter.is_flag else f" {parameter.metavar or parameter.type.name.upper()}"
+    value = "" if parameter.is_flag else f" {parameter.metavar or parameter.display_type.upper()}"
     return f"`{_cell(', '.join(parameter.opts) + value)}`"
 
 
@@ -104,9 +104,7 @@ def _cell(text: str) -> str:
 def _hooks() -> Iterator[str]:
     yield "# Hooks\n"
     yield f"{inspect.getdoc(hookspecs)}\n"
-    for name, hook in vars(hookspecs).items():
-        if name.startswith("genkit_"):
-            yield f"::: genkit.hookspecs.{name}\n"
+    yield from (f"::: genkit.hookspecs.{name}\n" for name in vars(hookspecs) if name.startswith("genkit_"))
 
 
 def _api() -> Iterator[str]:
