@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint bench clean
+.PHONY: train test lint docs bench clean
 
 train: $(VENV)/installed
 	$(BIN)/genkit train --model mnist_vae $(ARGS)
@@ -18,6 +18,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.train $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from genkit import hookspecs
 from genkit.cli import app
 
 ROOT = Path(__file__).parents[2]
+_FIRST = ["genkit.trained", "genkit.pictures", "genkit.loading", "genkit.interfaces", "genkit.task", "genkit.recipe"]
+"""The modules that most people look for; the others follow in the order of the package."""
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
@@ -85,9 +88,9 @@ def _leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def _spelling(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return f"`{_cell(parameter.metavar or parameter.name.upper())}`"
-    value = "" if parameter.is_flag else f" {parameter.metavar or parameter.display_type.upper()}"
-    return f"`{_cell(', '.join(parameter.opts) + value)}`"
+        return _code(parameter.metavar or parameter.name.upper())
+    value = "" if parameter.is_flag else f" {parameter.metavar or parameter.display_type(None).strip('<>').upper()}"
+    return _code(", ".join(parameter.opts) + value)
 
 
 def _default(parameter: Any) -> str:
@@ -97,8 +100,12 @@ def _default(parameter: Any) -> str:
     return f"`{value}`"
 
 
+def _code(text: str) -> str:
+    return f"<code>{_cell(text)}</code>"
+
+
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return escape(text, quote=False).replace("|", "&#124;")
 
 
 def _hooks() -> Iterator[str]:
@@ -110,7 +117,7 @@ def _hooks() -> Iterator[str]:
 def _api() -> Iterator[str]:
     yield "# Python reference\n"
     yield "Everything is imported from `genkit` itself.\n"
-    for module, names in genkit._HOMES.items():
-        if module.startswith("genkit."):
-            yield f"## {module.removeprefix('genkit.')}\n"
-            yield from (f"::: {module}.{name}\n    options:\n      heading_level: 3\n" for name in names)
+    modules = [module for module in genkit._HOMES if module.startswith("genkit.")]
+    for module in sorted(modules, key=lambda module: _FIRST.index(module) if module in _FIRST else len(_FIRST)):
+        yield f"## {module.removeprefix('genkit.')}\n"
+        yield from (f"::: {module}.{name}\n    options:\n      heading_level: 3\n" for name in genkit._HOMES[module])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 import genkit
 from genkit_runtimes.libraries import library, names
 
+_TELEMETRY = "openvino_telemetry"
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 
 
@@ -23,7 +26,8 @@ class OpenVino:
 
     def __init__(self, settings: Mapping[str, str] = _SETTINGS) -> None:
         self._settings = settings
-        self._openvino = library("openvino", "openvino")
+        with _silenced():
+            self._openvino = library("openvino", "openvino")
         self.version: str = self._openvino.__version__.partition("-")[0]
 
     def defaults(self) -> OpenVino:
@@ -43,6 +47,17 @@ class OpenVino:
             return {name: np.array(results[name]) for name in outputs}
 
         return run
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Has it import without its telemetry, which forks beside running threads, and can leave a process for ever."""
+    absent = sys.modules.setdefault(_TELEMETRY, None) is None  # type: ignore[arg-type]  # None: it cannot be imported
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[_TELEMETRY]
 
 
 def _reason(error: RuntimeError) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,6 +224,19 @@ def test_a_runtime_that_is_not_installed_is_listed_with_what_installs_it(
     assert (entry["missing"], entry["version"], entry["problem"]) == (True, None, said)
     asked = here("verify", bundle, "--runtime", runtime, check=False)
     assert (asked.returncode, asked.stdout, asked.stderr) == (2, "", f"error: {said}\n")
+
+
+def test_openvino_is_imported_without_its_telemetry_and_nothing_stays_hidden() -> None:
+    if not find_spec("openvino"):
+        tools.missing("openvino", "pip install openvino")
+    code = """
+import sys
+from genkit_runtimes.openvino import OpenVino
+OpenVino()
+assert not any(name.startswith("openvino_telemetry") for name in sys.modules)
+import openvino_telemetry
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_gpu_is_missed_where_the_library_has_cuda_and_the_machine_has_none(here: Genkit, bundle: Path) -> None:
