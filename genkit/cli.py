@@ -125,10 +125,11 @@ def _blaming(error: BaseException) -> str | None:
         return None
     plugin, place = blamed
     what = str(error) if isinstance(error, GenkitError) else f"{type(error).__name__}: {plain(str(error))}"
-    return (
-        f"{plugin}{', ' if place else ''}{place}: {what}\n"
-        f"Unless you can mend that: pip install -U {plugin.distribution}, or another component; --debug shows more."
-    )
+    message = f"{plugin}{', ' if place else ''}{place}: {what}"
+    if "pip install" in what:  # it knows its remedy
+        return message
+    remedy = f"pip install -U {plugin.distribution}, or another component; --debug shows more."
+    return f"{message}\nUnless you can mend that: {remedy}"
 
 
 def _explained(error: Any, words: Sequence[str]) -> str:

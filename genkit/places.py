@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -27,10 +28,9 @@ def home(thing: object) -> str:
 
 def called() -> str:
     """Of the call that came into the module that asks, from outside of it."""
-    here = inspect.currentframe()
-    inside = here and here.f_back
-    frame = inside
-    while frame is not None and inside is not None and _module(frame) == _module(inside):
+    frame = sys._getframe(1).f_back  # its own frame in a local would hold itself, and the locals of all its callers
+    inside = _module(sys._getframe(1))
+    while frame is not None and _module(frame) == inside:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else ""
 
