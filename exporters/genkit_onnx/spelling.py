@@ -105,6 +105,15 @@ def _greater(op: Any, x: Any, y: Any) -> Any:
     return op.Greater(y, x)
 
 
+def _max_of_one(op: Any, x: Any) -> Any:
+    return op.Max(x)
+
+
+def _itself(op: Any, x: Any) -> Any:
+    """MNN's converter dies of the Max of one input, with which PyTorch's exporter writes x[indices]."""
+    return op.Identity(x)
+
+
 def _count(op: Any, x: Any, axes: Any) -> Any:
     return op.ReduceSum(op.Cast(x, to=TensorProto.INT64), axes, _outputs=["count"])
 
@@ -155,6 +164,7 @@ SPELLINGS = [
     RewriteRule(_celu, _exact_celu),
     RewriteRule(_selu, _exact_selu),
     RewriteRule(_less, _greater),
+    RewriteRule(_max_of_one, _itself),
     RewriteRule(_count, _counts, _is_boolean),
     RewriteRule(_sigmoid_of_reshaped, _reshaped_sigmoid, remove_nodes=False),
     RewriteRule(_gathered, _axis_from_the_front, _has_negative_axis),

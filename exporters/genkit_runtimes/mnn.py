@@ -65,7 +65,8 @@ class Mnn:
             command = [sys.executable, "-c", _CONVERT, "-f", "ONNX", "--bizCode", "genkit", *files]
             said = subprocess.run(command, capture_output=True, text=True, check=False)
             if not model.exists():
-                raise genkit.Unsupported(_reason(said.stdout + said.stderr))
+                died = f"its converter dies (status {said.returncode}) after: " if said.returncode < 0 else ""
+                raise genkit.Unsupported(died + _reason(said.stdout + said.stderr))
             manager = self._mnn.nn.create_runtime_manager(({"backend": "CPU", "numThread": 1, **self._settings},))
             return self._mnn.nn.load_module_from_file(str(model), inputs, outputs, runtime_manager=manager)
 
@@ -73,4 +74,4 @@ class Mnn:
 def _reason(said: str) -> str:
     """The line that names the operators that are lacking, or else the last one."""
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["its converter says nothing"]
-    return next((line for line in lines if "Not Support" in line), lines[-1])
+    return next((line for line in lines if "not support" in line.lower()), lines[-1])
