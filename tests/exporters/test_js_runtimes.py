@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import numpy as np
@@ -315,20 +316,27 @@ class Marked:
 
 
 @pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Marked:
+def temporary() -> Iterator[Path]:
+    """A folder with a short name: that of a socket of Chromium's in it is limited to 107 bytes."""
+    with TemporaryDirectory(dir="/tmp") as folder:  # noqa: S108
+        yield Path(folder)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> Marked:
     if not Path("/proc/self/environ").exists():
         pytest.skip("which processes there are is read from /proc")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(temporary))
     return Marked(monkeypatch)
 
 
-def test_a_runtime_that_nobody_holds_is_gone(bundle: Path, tmp_path: Path, processes: Marked, runtime: str) -> None:
+def test_a_runtime_that_nobody_holds_is_gone(bundle: Path, temporary: Path, processes: Marked, runtime: str) -> None:
     run = made(runtime).load(bundle / "decoder.onnx")
     assert processes(), "a function is enough to hold it"
     assert run({"z": np.zeros((1, 20), np.float32)})["x"].shape == (1, 1, 28, 28)
     del run
     assert processes.all_end()
-    assert not list(tmp_path.iterdir()), "the profile of a browser, or reports to the makers of onnxruntime"
+    assert not list(temporary.iterdir()), "the profile of a browser, or reports to the makers of onnxruntime"
 
 
 @pytest.mark.parametrize(
