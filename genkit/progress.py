@@ -162,7 +162,8 @@ class NotebookLines(PlainLines):
 
 def _epoch(metrics: Mapping[str, Any]) -> list[str]:
     """The means of the training terms, and of the loss over the test set where it was measured."""
-    return _terms(metrics["train"]) + [f"test {_terms(metrics['test'])[0]}"] * ("test" in metrics)
+    terms = _terms(metrics["train"])
+    return [*terms, f"test {_terms(metrics['test'])[0]}"] if "test" in metrics else terms
 
 
 def _terms(means: Mapping[str, float | None]) -> list[str]:

@@ -103,6 +103,16 @@ def test_a_run_goes_on_and_a_finished_one_is_given_as_it_is(model: gk.TrainedMod
     assert gk.load(tmp_path / "run", checkpoint=0, device="cpu").sample(1).shape == (1, 1, 28, 28)
 
 
+@pytest.mark.filterwarnings("error::genkit.PluginWarning")
+def test_progress_is_a_line_an_epoch_with_and_without_a_test_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "run", settings={**QUICK, "training.evaluate_every": 2}, show_progress=True)
+    first, last = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
+    assert re.match(r"epoch 1/2  loss [\d.]+  squared_error [\d.]+  kl [\d.]+  [\d,]+ images/s", first)
+    assert re.match(r"epoch 2/2  loss .*  test loss [\d.]+  [\d,]+ images/s", last)
+
+
 def test_an_interrupt_reaches_the_caller_after_everything_is_saved(tmp_path: Path) -> None:
     class Stop:
         @gk.hookimpl
