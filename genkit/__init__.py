@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from genkit.files import cache_directory as cache_directory
     from genkit.files import write_atomically as write_atomically
     from genkit.hookspecs import API_VERSION as API_VERSION
+    from genkit.images import ImageSide as ImageSide
     from genkit.images import LabelledImages as LabelledImages
     from genkit.images import failures_of as failures_of
     from genkit.images import image_data as image_data
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from genkit.latent import LatentModel as LatentModel
     from genkit.loading import LoadedBundle as LoadedBundle
     from genkit.loading import load_bundle as load_bundle
+    from genkit.npm import npm_package as npm_package
     from genkit.parity import ByDefault as ByDefault
     from genkit.parity import Cell as Cell
     from genkit.parity import Parity as Parity
@@ -164,7 +166,7 @@ _HOMES = {
         "unknown",
     ),
     "genkit.files": ("cache_directory", "write_atomically"),
-    "genkit.images": ("LabelledImages", "failures_of", "image_data", "image_tensor", "open_image"),
+    "genkit.images": ("ImageSide", "LabelledImages", "failures_of", "image_data", "image_tensor", "open_image"),
     "genkit.hookspecs": ("API_VERSION",),
     "genkit.interfaces": (
         "Batch",
@@ -181,6 +183,7 @@ _HOMES = {
     ),
     "genkit.latent": ("LatentModel",),
     "genkit.loading": ("LoadedBundle", "load_bundle"),
+    "genkit.npm": ("npm_package",),
     "genkit.parity": ("ByDefault", "Cell", "Parity", "RuntimeInfo", "compare_runtimes", "list_runtimes"),
     "genkit.pictures": ("picture",),
     "genkit.plugins": ("Plugins", "load_plugins"),

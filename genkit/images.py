@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, Protocol
+from typing import IO, Annotated, Any, Protocol
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,6 +23,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 from genkit.errors import DataUnavailable, GenkitError
 from genkit.task import Data
+
+ImageSide = Annotated[int, Ge(1), Le(4096)]
+"""The type of an option that is a height or a width, in pixels."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What files may hold, whatever their ending. Pillow knows more, and hands some of it to other programs."""

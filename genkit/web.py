@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from genkit.bundle import MANIFEST, Bundle, seal, stage
 from genkit.errors import GenkitError, InvalidOption, RuntimeMissing, VerificationFailed
+from genkit.npm import npm_package
 
 FOLDER = "web"
 """Of the page, in the bundle."""
@@ -44,7 +45,7 @@ def find_runtime(folder: Path | None = None) -> Path:
     """The folder with the files of onnxruntime-web.
 
     Args:
-        folder: of the npm package, or its ``dist``; None: the first ``node_modules`` from here upwards that has it.
+        folder: of the npm package, or its ``dist``; None: as of ``npm_package``.
 
     Raises:
         InvalidOption: for a folder that is not that.
@@ -55,16 +56,12 @@ def find_runtime(folder: Path | None = None) -> Path:
             if all((place / name).is_file() for name in _RUNTIME):
                 return place
         missing = next(name for name in _RUNTIME if not (folder / name).is_file())
-        raise InvalidOption(f"--web-runtime {folder}: it has no {missing}; name the folder of the package {_PACKAGE}")
-    here = Path.cwd()
-    for parent in (here, *here.parents):
-        dist = parent / "node_modules" / _PACKAGE / "dist"
-        if all((dist / name).is_file() for name in _RUNTIME):
-            return dist
-    raise RuntimeMissing(
-        f"the page needs {_PACKAGE}, and no node_modules from {here} upwards has it\n"
-        f"`npm install {_PACKAGE}` here, or name the folder of the package with --web-runtime"
-    )
+        raise InvalidOption(f"{folder} has no {missing}; name the folder of the package {_PACKAGE} with --web-runtime")
+    try:
+        package = npm_package(_PACKAGE)
+    except RuntimeMissing as error:
+        raise RuntimeMissing(f"{error}\nOr name the folder of the package with --web-runtime") from None
+    return find_runtime(package)
 
 
 def page_files(runtime: Path) -> dict[str, Path]:

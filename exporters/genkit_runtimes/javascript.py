@@ -35,13 +35,17 @@ _PAGE = f'<!doctype html><meta charset="utf-8"><script type="module" src="{_DRIV
 _TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm"}
 _BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 _BROWSE = """
+if [ "${#TMPDIR}" -gt 60 ]; then TMPDIR=/tmp; fi
 profile=$(mktemp -d) || exit
 "$0" --user-data-dir="$profile" "$@" 3<&0 4>&1 </dev/null >/dev/null
 status=$?
 rm -rf "$profile"
 exit $status
 """
-"""A browser with a profile of its own. It takes the shell's input for that of a debugger, and quits at its end."""
+"""A browser with a profile of its own. It takes the shell's input for that of a debugger, and quits at its end.
+
+It has a socket among the temporary files, whose path is limited to 107 bytes.
+"""
 _OFFLINE = "--disable-background-networking", "--disable-component-update", "--disable-sync"
 _SETTINGS = {
     "session": {"load_model_format": "ONNX", "set_denormal_as_zero": "0", "intra_op": {"allow_spinning": "0"}},
@@ -59,42 +63,27 @@ _START, _SILENCE, _GRACE = 120.0, 60.0, 10.0
 """The seconds after which a program will never start; after which a connection is used again; to end in."""
 
 
-def npm_package(name: str) -> Path:
-    """The folder of a package: in ``GENKIT_NODE_MODULES`` where that is set, else in ``node_modules`` here or above.
-
-    Raises:
-        RuntimeMissing: where it is not there, with what installs it.
-    """
-    named, here = os.environ.get("GENKIT_NODE_MODULES"), Path.cwd()
-    folders = [Path(named)] if named else [folder / "node_modules" for folder in (here, *here.parents)]
-    for folder in folders:
-        if (folder / name / "package.json").is_file():
-            return (folder / name).resolve()
-    place = f"in GENKIT_NODE_MODULES={named}" if named else "installed"
-    raise genkit.RuntimeMissing(f"{name} is not {place}: npm install {name}")
-
-
 def node() -> JavascriptRuntime:
     """onnxruntime-node: the native library, by the CPU."""
-    package = npm_package("onnxruntime-node")
+    package = genkit.npm_package("onnxruntime-node")
     return _opened("node", package, _in_node(package / "dist" / "index.js"), "cpu")
 
 
 def node_wasm() -> JavascriptRuntime:
     """onnxruntime-web in Node: the WebAssembly of pages, without a browser."""
-    package = npm_package("onnxruntime-web")
+    package = genkit.npm_package("onnxruntime-web")
     return _opened("node-wasm", package, _in_node(package / "dist" / "ort.node.min.mjs"), "wasm")
 
 
 def browser_wasm() -> JavascriptRuntime:
     """onnxruntime-web in a page, in WebAssembly."""
-    package = npm_package("onnxruntime-web")
+    package = genkit.npm_package("onnxruntime-web")
     return _opened("browser-wasm", package, _in_browser(package / "dist" / "ort.wasm.bundle.min.mjs"), "wasm")
 
 
 def browser_webgpu() -> JavascriptRuntime:
     """onnxruntime-web in a page, on WebGPU: by a GPU, or else by SwiftShader, which the browser has in its place."""
-    package = npm_package("onnxruntime-web")
+    package = genkit.npm_package("onnxruntime-web")
     library = package / "dist" / "ort.webgpu.bundle.min.mjs"
     flags = "--enable-unsafe-webgpu", "--enable-features=Vulkan"  # else there are few GPUs on Linux, and no SwiftShader
     return _opened("browser-webgpu", package, _in_browser(library, *flags), "webgpu")

@@ -8,14 +8,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Gt, Lt
 from PIL import Image
 from pydantic import AfterValidator
 from torch.utils.data import Dataset
 
 import genkit
-
-Side = Annotated[int, Ge(1), Le(4096)]
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}
 """What reads a single file of that ending."""
@@ -41,7 +39,7 @@ def huggingface(
     test_fraction: Annotated[float, Gt(0), Lt(1)] | None = None,
     image: str | None = None,
     label: str | None = None,
-    size: Side | tuple[Side, Side] | None = None,
+    size: genkit.ImageSide | tuple[genkit.ImageSide, genkit.ImageSide] | None = None,
     channels: Literal[1, 3] | None = None,
     streaming: bool | None = None,
 ) -> genkit.Data:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Lt
 from pydantic import AfterValidator
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
@@ -20,8 +20,6 @@ import genkit
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Of the files that are taken for images."""
-
-Side = Annotated[int, Ge(1), Le(4096)]
 
 
 def _absolute(path: Path) -> Path:
@@ -32,7 +30,7 @@ def _absolute(path: Path) -> Path:
 def images(
     *,
     path: Annotated[Path, AfterValidator(_absolute)],
-    size: Side | tuple[Side, Side] = 64,
+    size: genkit.ImageSide | tuple[genkit.ImageSide, genkit.ImageSide] = 64,
     channels: Literal[1, 3] = 3,
     labels: Literal["auto", "folders", "none"] = "auto",
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1,

@@ -10,15 +10,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Gt, Lt
 from PIL import Image
 from pydantic import AfterValidator
 from torch.utils.data import Dataset
 from torchvision import datasets
 
 import genkit
-
-Side = Annotated[int, Ge(1), Le(4096)]
 
 _SPLITS = {"train": ("train", "trainval", "train-standard"), "test": ("test", "val", "valid")}
 """What classes call their training and test sets; the first that a class knows is taken."""
@@ -39,7 +37,7 @@ def torchvision(
     split_train: str | None = None,
     split_test: str | None = None,
     test_fraction: Annotated[float, Gt(0), Lt(1)] | None = None,
-    size: Side | tuple[Side, Side] | None = None,
+    size: genkit.ImageSide | tuple[genkit.ImageSide, genkit.ImageSide] | None = None,
     channels: Literal[1, 3] | None = None,
     streaming: bool | None = None,
     options: dict[str, Any] | None = None,

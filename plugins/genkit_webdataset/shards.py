@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Gt, Lt
 from PIL import Image, UnidentifiedImageError
 from pydantic import AfterValidator
 from torch.utils.data import Dataset
 
 import genkit
-
-Side = Annotated[int, Ge(1), Le(4096)]
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 """The endings of the files of a sample that are taken for its image."""
@@ -46,7 +44,7 @@ def webdataset(
     test_fraction: Annotated[float, Gt(0), Lt(1)] | None = None,
     image: str | None = None,
     label: str = "cls",
-    size: Side | tuple[Side, Side] | None = None,
+    size: genkit.ImageSide | tuple[genkit.ImageSide, genkit.ImageSide] | None = None,
     channels: Literal[1, 3] | None = None,
     streaming: bool = True,
 ) -> genkit.Data:

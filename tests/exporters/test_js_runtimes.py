@@ -189,6 +189,16 @@ def test_what_fails_otherwise_is_said_and_does_no_harm(bundle: Path, tmp_path: P
     assert js.load(bundle / "decoder.onnx")({"z": np.zeros((2, 20), np.float32)})["x"].shape == (2, 1, 28, 28)
 
 
+def test_a_browser_starts_where_temporary_files_have_long_paths(
+    bundle: Path, tmp_path: Path, installed: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("a" * 100)
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
+    run = made(installed("browser-wasm")).load(bundle / "decoder.onnx")
+    assert run({"z": np.zeros((1, 20), np.float32)})["x"].shape == (1, 1, 28, 28)
+
+
 # What is not installed
 
 
