@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import pytest
 
 from genkit.recipe import Recipe
-from genkit.registry import Entry
+from genkit.registry import CONFIGURED, Entry, option_fault, parameters_of
 from genkit.testing.footprint import footprint
 from genkit.testing.subjects import (
-    COMPONENTS,
     REFERENCE,
     Composed,
     Subject,
@@ -107,19 +106,11 @@ class PluginChecks(Checks):
         )
 
     def test_its_options_are_typed(self, entry: Subject) -> None:
-        target = loaded(entry)
-        if isinstance(target, Recipe):
-            return
-        place, parameters = place_of(entry.entry), list(inspect.signature(target).parameters.values())
-        for option in parameters[1 if entry.entry.kind in COMPONENTS else 0 :]:
-            if option.kind not in (option.VAR_KEYWORD, option.VAR_POSITIONAL) and option.name != "data_dir":
-                require(
-                    option.annotation is not option.empty,
-                    place,
-                    f"its option {option.name!r} has no type",
-                    f"The signature is the configuration, and --set is checked against it: write `{option.name}: int`, "
-                    "or whatever it is.",
-                )
+        kind, name, target = entry.entry.kind, entry.entry.name, loaded(entry)
+        if kind in CONFIGURED:
+            for option in parameters_of(kind, target).values():
+                fault = option_fault(kind, name, option)
+                require(not fault, place_of(entry.entry), fault, "The signature is the configuration of a component.")
 
 
 def loaded(subject: Subject) -> Any:

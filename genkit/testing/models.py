@@ -261,8 +261,14 @@ class ModelChecks(Checks):
         whole, data = model.on_cpu.model, model.on_cpu.task.data
         graphs = [graph for graph in latent_graphs(whole, data) if graph.name in ("prior", "decoder")]
         if any(isinstance(graph, Graph) and "condition" in graph.inputs for graph in graphs):
-            one, other = (inference.sample(whole, 4, condition=label) for label in (0, whole.spec.classes - 1))
-            require(not torch.equal(one, other), model.part("decoder"), "labels change nothing", "Use `condition`.")
+            last = whole.spec.classes - 1
+            one, other = (inference.sample(whole, 4, condition=label) for label in (0, last))
+            require(
+                not torch.equal(one, other),
+                model.part("decoder"),
+                f"the labels 0 and {last} give the same samples",
+                "Use `condition` so that every label counts, e.g. by an nn.Embedding(spec.classes, ...).",
+            )
         else:
             with pytest.raises(InvalidOption, match="label"):
                 inference.sample(whole, 4, condition=0)

@@ -28,7 +28,7 @@ from genkit.latent import LatentModel
 from genkit.plugins import Plugins, load_plugins
 from genkit.random import seeded
 from genkit.recipe import Choice, Recipe
-from genkit.registry import Entry
+from genkit.registry import CONFIGURED, Entry
 from genkit.run import Run
 from genkit.session import Loaded
 from genkit.task import Data, Task
@@ -36,7 +36,7 @@ from genkit.task import Data, Task
 TRAIN, TEST, BATCH, EPOCHS = 160, 48, 32, 2
 """Observations to train on and to test on, in a batch, and passes over them: what a test of a model costs."""
 
-COMPONENTS = ("encoder", "decoder", "prior", "loss")
+COMPONENTS = tuple(kind for kind in CONFIGURED if kind != "dataset")
 
 REFERENCE = Recipe(
     "reference",
