@@ -29,6 +29,7 @@ import onnx
 from numpy.typing import NDArray
 
 import genkit
+from genkit_runtimes.libraries import data_files
 
 _DRIVER = Path(__file__).with_name("javascript.mjs")
 _PAGE = f'<!doctype html><meta charset="utf-8"><script type="module" src="{_DRIVER.name}"></script>'
@@ -100,9 +101,8 @@ class JavascriptRuntime:
 
     def load(self, path: Path) -> Callable[[genkit.Arrays], dict[str, NDArray[Any]]]:
         """Opens one graph. The function it returns maps named inputs to named outputs, in the graph's order."""
-        driver, initializers = self._driver, onnx.load(path, load_external_data=False).graph.initializer
-        places = {entry.value for each in initializers for entry in each.external_data if entry.key == "location"}
-        weights = [(place, driver.place(path.with_name(place))) for place in sorted(places)]
+        driver, graph = self._driver, onnx.load(path, load_external_data=False).graph
+        weights = [(name, driver.place(path.with_name(name))) for name in data_files(graph)]
         session = driver.ask({"task": "load", "graph": driver.place(path), "weights": weights})[0]["session"]
         return lambda inputs: driver.ask({"task": "run", "session": session}, inputs)[1]
 

@@ -29,3 +29,9 @@ def names(path: Path) -> tuple[list[str], list[str]]:
     """Those of the inputs and of the outputs of the graph in ``path``, in its order."""
     graph = onnx.load(path, load_external_data=False).graph
     return [value.name for value in graph.input], [value.name for value in graph.output]
+
+
+def data_files(graph: onnx.GraphProto) -> list[str]:
+    """The names of the files beside a graph's own that hold weights of it, sorted."""
+    entries = (entry for tensor in graph.initializer for entry in tensor.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location"})

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ValueInfoProto, helper
+from onnx import ValueInfoProto, helper
 
 import genkit
-from genkit_runtimes.libraries import library
+from genkit_runtimes.libraries import data_files, library
 
 _SETTINGS = {"use_fp16_packed": False, "use_fp16_storage": False, "use_fp16_arithmetic": False}
 _LAYER = re.compile(r"^(\S+) +\S+ +\d+ +\d+", re.MULTILINE)
@@ -46,7 +46,7 @@ class Ncnn:
         graph = onnx.load(path, load_external_data=False).graph
         inputs, outputs = list(map(_declared, graph.input)), list(map(_declared, graph.output))
         shapes = (f"[{','.join(map(str, (1, *shape)))}]{_KINDS[dtype.name]}" for _, shape, dtype in inputs)
-        net, batched = self._converted(path, _data_files(graph), ",".join(shapes))
+        net, batched = self._converted(path, data_files(graph), ",".join(shapes))
 
         def row_of(arrays: tuple[NDArray[Any], ...]) -> list[NDArray[Any]]:
             extractor = net.create_extractor()
@@ -68,7 +68,7 @@ class Ncnn:
 
         return run
 
-    def _converted(self, path: Path, data: set[str], shapes: str) -> tuple[Any, list[int]]:
+    def _converted(self, path: Path, data: list[str], shapes: str) -> tuple[Any, list[int]]:
         """The network, and which axis of each input is the batch, as pnnx sees it; it is left out of the network."""
         with tempfile.TemporaryDirectory() as folder:  # the converter leaves seven files beside the one that it reads
             for name in {path.name, *data}:
@@ -98,12 +98,6 @@ def _declared(value: ValueInfoProto) -> tuple[str, list[int], np.dtype[Any]]:
     """The name, the shape of a row, and the dtype of an input or output."""
     tensor = value.type.tensor_type
     return value.name, [d.dim_value for d in tensor.shape.dim[1:]], helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-
-
-def _data_files(graph: GraphProto) -> set[str]:
-    """Of the weights that are not in the graph's own file."""
-    entries = (entry for tensor in graph.initializer for entry in tensor.external_data)
-    return {entry.value for entry in entries if entry.key == "location"}
 
 
 def _converter() -> str:

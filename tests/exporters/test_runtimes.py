@@ -450,7 +450,14 @@ def test_what_runtimes_are_wrong_about_is_not_in_the_graph(counting: Path) -> No
 def test_the_tables_of_the_models_are_those_that_were_measured() -> None:
     results = json.loads(matrix.RESULTS.read_text())
     assert matrix.PAGE.read_text() == matrix.page(results)
+    plugins = genkit.load_plugins()
+    entries = [
+        e for plugin in plugins.plugins.values() if plugin.distribution == "genkit-torch" for e in plugin.entries
+    ]
+    assert results.keys() == {entry.name for entry in entries if entry.kind == "model"}
     for model, content in results.items():
+        asked = {cell["runtime"] for cell in content["cells"]} | {info["name"] for info in content["missing"]}
+        assert asked == {entry.name for entry in entries if entry.kind == "runtime"}, model
         kept = json.loads(json.dumps(matrix.content_of(matrix.parity_of(content))))
         assert kept["cells"] == content["cells"], model
         assert content["failures"] == [], "a runtime that holds a graph is right about it"
