@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -27,3 +29,13 @@ def tree(path: Path) -> dict[str, str]:
         for p in sorted(path.rglob("*"))
         if p.is_file()
     }
+
+
+@contextmanager
+def started(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive the block, so that a test that fails in it ends."""
+    with subprocess.Popen([*map(str, command)], text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

@@ -20,7 +20,7 @@ import pytest
 import tools
 import torch
 from gate_helpers import decoder, edited, encoder, export, normal, written
-from helpers import Genkit
+from helpers import Genkit, started
 from torch import Tensor, nn
 
 import genkit
@@ -389,7 +389,7 @@ run({"z": numpy.ones((1, 4, 4), numpy.float32)})
 """
     file = written(tmp_path, ENDLESS, outputs="float[batch,4,4] x")
     command = [sys.executable, "-c", code, runtime, str(file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
+    with started(command, stdout=subprocess.PIPE) as asking:
         assert asking.stdout
         assert asking.stdout.readline() == "asks\n"
         assert len(processes()) > 1

@@ -27,7 +27,7 @@ import tools
 import torch
 from gate_helpers import decoder, encoder, export
 from genkit_onnx.exporter import OnnxExporter
-from helpers import Genkit, tree
+from helpers import Genkit, started, tree
 from numpy.typing import NDArray
 from PIL import Image
 from test_recipes import ColourDecoder, LabelledPrior, drawn_normal, whole
@@ -678,10 +678,16 @@ def test_the_preview_serves_the_bundle_and_the_page_and_nothing_else(bundles: Pa
 
 
 def test_the_preview_ends_quietly_with_ctrl_c_and_never_imports_torch(bundles: Path, runtime: Path) -> None:
-    program = "import sys; from genkit.cli import main; s = main(sys.argv[1:]); sys.exit(s or 'torch' in sys.modules)"
+    program = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # off in the background
+from genkit.cli import main
+status = main(sys.argv[1:])
+sys.exit(status or "torch" in sys.modules)
+"""
     command = [sys.executable, "-c", program, "preview", bundles / "grey", "--port", "0", "--web-runtime", runtime]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""}, **pipes) as process:
+    with started(command, env={**os.environ, "PYTHONUNBUFFERED": ""}, **pipes) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline().removeprefix("http://127.0.0.1:").split("/")[0])
         connection = http.client.HTTPConnection("127.0.0.1", port)
