@@ -21,12 +21,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from genkit.errors import GenkitError, InvalidOption, PluginWarning, VerificationFailed, plain
+from genkit.errors import GenkitError, InvalidOption, PluginWarning, SaidElsewhere, VerificationFailed, plain
 
 if TYPE_CHECKING:
     from genkit.bundle import Manifest, Report
     from genkit.parity import Parity
     from genkit.plugins import Plugins
+    from genkit.session import Plan
 
 app = typer.Typer(
     name="genkit",
@@ -92,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return app(args=words, prog_name="genkit", standalone_mode=False) or 0
         except _UsageError as error:
             return _failed(_explained(error, words), 2)
+        except SaidElsewhere as error:
+            return error.status
         except GenkitError as error:
             return _failed(_blaming(error) or str(error), error.status)
         except KeyboardInterrupt:
@@ -221,12 +224,22 @@ def train(
     recipe: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Start from a recipe file instead.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Observations a step.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(metavar="N", help="Compute each batch in N parts, one after another.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate, above 0.")] = None,
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to train. Default: auto, or as it was begun.")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="fp32|tf32|bf16", help="Of the networks' arithmetic.")
+    ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option(
+            metavar="eager|compiled|graph|compiled_graph",
+            help="How a step is executed: as it is written, in compiled kernels, replayed as a CUDA graph, or both.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, data order and noise.")] = None,
     data_dir: DataDir = None,
@@ -246,35 +259,56 @@ def train(
     """Train a model."""
     from genkit import progress, session
     from genkit.run import read_recipe
+    from genkit.training.team import joined
 
     if model and recipe:
         raise InvalidOption("--model and --recipe: name one of them")
     plugins = _plugins()
-    shortcuts = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "precision": precision, "seed": seed}
-    plan = session.plan(
-        plugins.registry,
-        model=read_recipe(recipe) if recipe else model,
-        settings=set_ or [],
-        training={name: value for name, value in shortcuts.items() if value is not None},
-        out=out,
-        resume=resume,
-    )
-    if plan.finished:
-        _say(f"The run {plan.path} is finished: it has had its {plan.recipe.training.epochs} epochs.")
-        _say_next(plan.path)
-        return
-    plugins.observe("progress", progress.for_console(stdout))
+    shortcuts = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "learning_rate": lr,
+        "precision": precision,
+        "step": step,
+        "seed": seed,
+    }
     started = time.perf_counter()
-    run, outcome = session.carry_out(
-        plan, plugins, device=device, data_dir=data_dir, init_from=init_from, trackers=tracker
-    )
+    with joined() as team:
+        plan = team.once(
+            lambda: session.plan(
+                plugins.registry,
+                model=read_recipe(recipe) if recipe else model,
+                settings=set_ or [],
+                training={name: value for name, value in shortcuts.items() if value is not None},
+                out=out,
+                resume=resume,
+            )
+        )
+        outcome = "finished"
+        if not plan.finished:
+            if team.leads:
+                plugins.observe("progress", progress.for_console(stdout))
+            _, outcome = session.carry_out(
+                plan, plugins, device=device, data_dir=data_dir, init_from=init_from, trackers=tracker, team=team
+            )
+    if team.leads:
+        _say_how_it_ended(plan, outcome, time.perf_counter() - started)
+    if outcome != "finished":
+        raise typer.Exit(128 + signal.Signals[outcome])
+
+
+def _say_how_it_ended(plan: Plan, outcome: str, seconds: float) -> None:
     if outcome != "finished":
         _say(f"Interrupted by {outcome}; everything up to this step is saved. To go on:")
-        _say(f"  genkit train --out {run.path} --resume")
-        raise typer.Exit(128 + signal.Signals[outcome])
-    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
-    _say(f"Trained {plan.recipe.name} in {minutes} min {seconds} s: {run.path}")
-    _say_next(run.path)
+        _say(f"  genkit train --out {plan.path} --resume")
+        return
+    if plan.finished:
+        _say(f"The run {plan.path} is finished: it has had its {plan.recipe.training.epochs} epochs.")
+    else:
+        minutes, seconds = divmod(round(seconds), 60)
+        _say(f"Trained {plan.recipe.name} in {minutes} min {seconds} s: {plan.path}")
+    _say_next(plan.path)
 
 
 def _say_next(run: Path) -> None:

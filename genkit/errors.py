@@ -73,6 +73,24 @@ class Diverged(GenkitError):
     status = 1
 
 
+class ProcessLost(GenkitError):
+    """One of several processes that trained together has ended, and the others with it."""
+
+    status = 1
+
+
+class SaidElsewhere(GenkitError):
+    """What another process of the same run has met and has told the user; this one ends in silence.
+
+    Args:
+        status: the exit status of the other's error.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 class ExportRefused(GenkitError):
     """A graph that could not be written, or that failed its proof; nothing was published."""
 

@@ -40,7 +40,8 @@ class TrainingOptions:
 
     Args:
         epochs: passes over the training set.
-        batch_size: observations a step; the last step of an epoch takes what is left.
+        batch_size: observations a step, over all processes; the last step of an epoch takes what is left.
+        accumulate: parts that a batch is computed in, one after another, so that a large batch fits the memory.
         optimizer: the name of a class of ``torch.optim``, in lower case.
         learning_rate: at its peak.
         optimizer_options: further keywords of the optimiser, e.g. ``{betas: [0.5, 0.999]}``.
@@ -53,11 +54,17 @@ class TrainingOptions:
         evaluate_every: epochs between measurements on the test set; 0: never.
         sample_every: epochs between pictures, whose checkpoints are kept; 0: only at the end.
         checkpoint_every: epochs between checkpoints.
+        step: how a step is executed: one operation after another (eager), in kernels that torch.compile makes of
+            them (compiled), recorded once and replayed as a CUDA graph (graph), or both (compiled_graph). auto: eager
+            on a CPU and in several processes, graph on CUDA where the model can be recorded.
+        sharded: whether large layers, with their gradients and the optimiser's state, are divided among the
+            processes (FSDP2) instead of being held by each.
         workers: processes that read data which is not resident; None: one a core, four at most.
     """
 
     epochs: Annotated[int, Ge(0)] = 100
     batch_size: Annotated[int, Ge(1)] = 128
+    accumulate: Annotated[int, Ge(1)] = 1
     optimizer: str = "adam"
     learning_rate: Annotated[float, Gt(0), AllowInfNan(False)] = 1e-3
     optimizer_options: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +76,8 @@ class TrainingOptions:
     evaluate_every: Annotated[int, Ge(0)] = 1
     sample_every: Annotated[int, Ge(0)] = 20
     checkpoint_every: Annotated[int, Ge(1)] = 1
+    step: Literal["auto", "eager", "compiled", "graph", "compiled_graph"] = "auto"
+    sharded: bool = False
     workers: Annotated[int, Ge(0)] | None = None
 
 

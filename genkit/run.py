@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -80,8 +80,11 @@ class Checkpoint:
         """The optimisers', the random generators' and the metrics' tensors, on the CPU."""
         return self._tensors("training.safetensors")
 
-    def load_into(self, module: nn.Module) -> None:
-        """Gives ``module`` these weights, or raises ``InvalidRun`` if they are another model's."""
+    def load_into(self, module: nn.Module, divided: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        """Gives ``module`` these weights, or raises ``InvalidRun`` if they are another model's.
+
+        ``divided``, where a module is sharded, makes of a weight what it is beside the module's own.
+        """
         weights, own = self.weights(), module.state_dict()
         differences = [f"{name} is missing" for name in own.keys() - weights.keys()]
         differences += [f"{name} is unknown" for name in weights.keys() - own.keys()]
@@ -95,6 +98,8 @@ class Checkpoint:
                 f"the checkpoint {self.path} holds another model: {min(differences)} "
                 f"({len(differences)} such differences); use the run of the recipe that it was trained with"
             )
+        if divided is not None:
+            weights = {name: divided(weight, own[name]) for name, weight in weights.items()}
         module.load_state_dict(weights)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ from genkit.training.batches import Batches, batches_of, for_measurement
 from genkit.training.device import arithmetic, choose_device, describe_device
 from genkit.training.loop import Trainer, measure
 from genkit.training.step import checked_turns
+from genkit.training.team import ALONE, Team
 
 if TYPE_CHECKING:
     from genkit.bundle import Function, ReducedPrecision, Report
@@ -103,34 +104,42 @@ def carry_out(
     data_dir: Path | None,
     init_from: Path | None,
     trackers: Sequence[str] | None = None,
+    team: Team = ALONE,
 ) -> tuple[Run, str]:
     """Trains as planned; gives the run, and ``finished`` or the name of the signal that interrupted it.
+
+    Every process of ``team`` has the same plan, and sees the same folder.
 
     What is None is as it was when the run was begun: the device, the data's folder, the weights to start from, and the
     trackers, which are those that the run was last given.
     """
     begun = Run.open(plan.path).environment if plan.begun else {}
     with (
-        _tracking(plugins, trackers, begun.get("trackers", [])) as following,
+        _tracking(plugins, trackers if team.leads else [], begun.get("trackers", [])) as following,
         _attributed(plan.recipe, plugins.registry),
     ):
         place = choose_device(device or begun.get("device_type", "auto"))
         data_dir, init_from = data_dir or _path(begun.get("data_dir")), init_from or _path(begun.get("init_from"))
         fresh = not (plan.begun and Run(plan.path).checkpoints())
         initial = Run.open(init_from).checkpoint("last") if init_from and fresh else None
-        with seeded(plan.recipe.training.seed):
+        with team.one_after_another(), seeded(plan.recipe.training.seed):
             task = assemble(plan.recipe, plugins.registry, data_dir)
         if initial is not None:
             initial.load_into(task.module)
-        trainer = Trainer(task, plan.recipe.training, place, plugins.notify)
-        if plan.begun:
-            run = Run.open(plan.path)
-            run.recipe = plan.recipe
-            if trackers is not None:
-                run.remember(trackers=following)
-        else:
-            made = environment(plan.recipe, plugins, place, data_dir, init_from) | {"trackers": following}
-            run = Run.create(plan.path, plan.recipe, made)
+        trainer = Trainer(task, plan.recipe.training, place, plugins.notify, team)
+
+        def begin() -> None:
+            if plan.begun:
+                run = Run.open(plan.path)
+                run.recipe = plan.recipe
+                if trackers is not None:
+                    run.remember(trackers=following)
+            else:
+                made = environment(plan.recipe, plugins, place, data_dir, init_from)
+                Run.create(plan.path, plan.recipe, made | {"trackers": following, "processes": team.size})
+
+        team.once(begin)
+        run = Run.open(plan.path)
         return run, trainer.fit(run)
 
 

@@ -24,6 +24,7 @@ from genkit.plugins import Plugin, Plugins, load_plugins
 from genkit.recipe import Recipe
 from genkit.run import Run
 from genkit.task import Data
+from genkit.training.team import joined
 
 _HERE = "this program"
 """Where hooks that no package brought come from."""
@@ -34,7 +35,9 @@ def train(
     *,
     epochs: int | None = None,
     batch_size: int | None = None,
+    accumulate: int | None = None,
     learning_rate: float | None = None,
+    step: str | None = None,
     precision: str | None = None,
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -56,9 +59,11 @@ def train(
 
     Args:
         model: a name of ``genkit models``, or a recipe; with ``resume``, None: the run's own.
-        epochs: these and the next four change the recipe's ``training``; None leaves it as it is.
+        epochs: these and the next six change the recipe's ``training``; None leaves it as it is.
         batch_size: observations a step.
+        accumulate: parts that a batch is computed in.
         learning_rate: of the optimiser.
+        step: how a step is executed: ``eager``, ``compiled``, ``graph`` or ``compiled_graph``.
         precision: ``fp32``, ``tf32`` or ``bf16``.
         seed: of everything random.
         settings: other changes of the recipe, by the keys of ``genkit show MODEL``.
@@ -81,26 +86,37 @@ def train(
     shortcuts = {
         "epochs": epochs,
         "batch_size": batch_size,
+        "accumulate": accumulate,
         "learning_rate": learning_rate,
+        "step": step,
         "precision": precision,
         "seed": seed,
     }
-    plan = session.plan(
-        everything.registry,
-        model=model,
-        settings=settings or {},
-        training={name: value for name, value in shortcuts.items() if value is not None},
-        out=_path(out),
-        resume=resume,
-    )
-    if not plan.finished:
-        if show_progress:
-            everything.observe("progress", progress.for_console(Console(highlight=False)))
-        run, outcome = session.carry_out(
-            plan, everything, device=device, data_dir=_path(data_dir), init_from=_path(init_from), trackers=trackers
+    with joined() as team:
+        plan = team.once(
+            lambda: session.plan(
+                everything.registry,
+                model=model,
+                settings=settings or {},
+                training={name: value for name, value in shortcuts.items() if value is not None},
+                out=_path(out),
+                resume=resume,
+            )
         )
-        if outcome != "finished":
-            _stop(outcome, run)
+        if not plan.finished:
+            if show_progress and team.leads:
+                everything.observe("progress", progress.for_console(Console(highlight=False)))
+            run, outcome = session.carry_out(
+                plan,
+                everything,
+                device=device,
+                data_dir=_path(data_dir),
+                init_from=_path(init_from),
+                trackers=trackers,
+                team=team,
+            )
+            if outcome != "finished":
+                _stop(outcome, run)
     loaded = session.load(plan.path, everything.registry, "last", device or "auto", _path(data_dir))
     return TrainedModel(loaded, everything, Run.open(plan.path))
 

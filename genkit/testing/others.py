@@ -65,7 +65,7 @@ class DatasetChecks(Checks):
             with blaming(place, f"an epoch of the {part} set", "Every position from 0 to len() - 1 has an item."):
                 batches = batches_of(data, chosen, 64, dataset.recipe.value_range, 0, torch.device("cpu"), 0)
                 with seeded(0):
-                    read = sum(len(batches.load(portion).x) for portion in batches.epoch(0))
+                    read = sum(len(batches.load(portion.items).x) for portion in batches.epoch(0))
             assert read == length(chosen)
 
     def test_the_seed_decides_its_observations(self, dataset: Subject) -> None:

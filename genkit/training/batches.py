@@ -11,7 +11,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,9 +22,21 @@ from genkit.errors import GenkitError, InvalidComponent
 from genkit.interfaces import Batch
 from genkit.random import derive, seed_all, seeded
 from genkit.task import Data
+from genkit.training.team import ALONE, Team
 
 _ORDER, _ITEMS = 0, 1
 """Streams of random numbers, apart from each other."""
+
+
+class Portion(NamedTuple):
+    """What this process gets of one batch."""
+
+    items: Any
+    """What ``Batches.load`` takes."""
+    size: int
+    """Observations in the whole batch, over all processes."""
+    own: int
+    """How many of this process's observations count."""
 
 
 class Batches(Protocol):
@@ -32,17 +44,19 @@ class Batches(Protocol):
 
     size: int
     """Observations in an epoch."""
+    batch_size: int
+    """Observations in a batch, but for the last of an epoch."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         ...
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The portions of an epoch from batch ``start`` on."""
+    def epoch(self, epoch: int, start: int = 0, every: int = 1) -> Iterator[Portion]:
+        """The portions of an epoch's batches ``start``, ``start + every``, ..."""
         ...
 
-    def load(self, portion: Any) -> Batch:
-        """A portion as models see it, on the device."""
+    def load(self, items: Any) -> Batch:
+        """The items of a portion as models see them, on the device."""
         ...
 
     def finish(self, x: Tensor, labels: Tensor | None) -> Batch:
@@ -62,6 +76,7 @@ class _Shaped:
         seed: int | None,
         device: torch.device,
         transform: Callable[[Tensor], Tensor] | None,
+        team: Team,
     ) -> None:
         self.size = length(dataset)
         self.batch_size = batch_size
@@ -71,6 +86,7 @@ class _Shaped:
         self.classes = data.classes
         self.value_range = value_range
         self.transform = transform
+        self.team = team
 
     def __len__(self) -> int:
         return math.ceil(self.size / self.batch_size)
@@ -112,13 +128,15 @@ class Resident(_Shaped):
         super().__init__(data, dataset, *args)
         self.tensors = [tensor.to(self.device) for tensor in dataset.tensors[: 2 if self.classes else 1]]
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+    def epoch(self, epoch: int, start: int = 0, every: int = 1) -> Iterator[Portion]:
         """Index tensors on the device."""
-        yield from self.order(epoch).to(self.device).split(self.batch_size)[start:]
+        for indices in self.order(epoch).to(self.device).split(self.batch_size)[start::every]:
+            items, own = self.team.share(indices)
+            yield Portion(items, len(indices), own)
 
-    def load(self, portion: Tensor) -> Batch:
+    def load(self, items: Tensor) -> Batch:
         """Gathers the rows of these indices."""
-        return self.read(*split([tensor.index_select(0, portion) for tensor in self.tensors]))
+        return self.read(*split([tensor.index_select(0, items) for tensor in self.tensors]))
 
 
 class Streamed(_Shaped):
@@ -129,27 +147,27 @@ class Streamed(_Shaped):
         self.dataset = dataset
         self.workers = min(4, os.cpu_count() or 1) if workers is None else workers
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+    def epoch(self, epoch: int, start: int = 0, every: int = 1) -> Iterator[Portion]:
         """Collated items on the CPU."""
-        indices = self.order(epoch)[start * self.batch_size :].tolist()
+        batches = self.order(epoch).split(self.batch_size)[start::every]
+        shares = [self.team.share(indices) for indices in batches]
         loader = DataLoader(
             _Reproducible(self.dataset, derive(self.seed or 0, _ITEMS, epoch)),
-            batch_size=self.batch_size,
-            sampler=indices,
+            batch_sampler=[indices.tolist() for indices, _ in shares],
             num_workers=self.workers,
             pin_memory=self.device.type != "cpu",
             worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator(),  # or it would draw from the training's own, once more after each resume
             collate_fn=_collate,
         )
-        for portion in loader:
-            if isinstance(portion, GenkitError):
-                raise portion
-            yield portion
+        for items, indices, (_, own) in zip(loader, batches, shares, strict=True):
+            if isinstance(items, GenkitError):
+                raise items
+            yield Portion(items, len(indices), own)
 
-    def load(self, portion: Any) -> Batch:
+    def load(self, items: Any) -> Batch:
         """Moves the items to the device."""
-        x, labels = split(portion)
+        x, labels = split(items)
         labels = None if labels is None else labels.to(self.device, non_blocking=True)
         return self.read(x.to(self.device, non_blocking=True), labels)
 
@@ -162,21 +180,29 @@ def batches_of(
     seed: int | None,
     device: torch.device,
     workers: int | None,
+    team: Team = ALONE,
 ) -> Batches:
-    """The source that suits a dataset. ``seed=None``: in the dataset's own order, always the same."""
+    """The source that suits a dataset. ``seed=None``: in the dataset's own order, always the same.
+
+    ``batch_size`` is that of a batch as a whole, which ``team`` divides.
+    """
     transform = None
     if isinstance(dataset, Transformed):
         transform, dataset = dataset.transform, dataset.dataset
     if type(dataset) is TensorDataset:  # a subclass may give other items than its tensors
-        return Resident(data, dataset, batch_size, value_range, seed, device, transform)
-    return Streamed(data, dataset, batch_size, value_range, seed, device, transform, workers=workers)
+        return Resident(data, dataset, batch_size, value_range, seed, device, transform, team)
+    return Streamed(data, dataset, batch_size, value_range, seed, device, transform, team, workers=workers)
 
 
-def for_measurement(batches: Batches, seed: int) -> Iterator[Batch]:
-    """All batches of a dataset. What is random in one depends on the seed and its place alone, not on who measures."""
-    for place, portion in enumerate(batches.epoch(0)):
+def for_measurement(batches: Batches, seed: int, team: Team = ALONE) -> Iterator[Batch]:
+    """All batches of a dataset, or this process's: each whole, in turn.
+
+    What is random in one depends on the seed and its place alone, not on who measures.
+    """
+    places = range(team.rank, len(batches), team.size)
+    for place, portion in zip(places, batches.epoch(0, team.rank, team.size), strict=True):
         with seeded(derive(seed, _ITEMS, place)):
-            batch = batches.load(portion)
+            batch = batches.load(portion.items)
         yield batch
 
 

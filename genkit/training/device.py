@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -56,3 +57,23 @@ def arithmetic(precision: str) -> Iterator[None]:
         stack.callback(setattr, memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory)
         memory.fill_uninitialized_memory = False  # it would cost a pass over every new tensor
         yield
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that tensors held on a CUDA device since the last reset; elsewhere, that the process ever held.
+
+    None where the operating system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Has ``peak_memory`` look at what follows."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

@@ -22,12 +22,15 @@ OPTIMIZERS: Mapping[str, type[Optimizer]] = {
 """By name in lower case, every optimiser of ``torch.optim`` that takes dense gradients and one evaluation a step."""
 
 
-def optimizer_for(turn: Turn, options: TrainingOptions) -> Optimizer:
+def optimizer_for(turn: Turn, options: TrainingOptions, *, capturable: bool = False) -> Optimizer:
     """The optimiser of a turn: the training options, with the turn's own overrides over them.
+
+    Args:
+        capturable: whether its step has to be one that a CUDA graph can record.
 
     Raises:
         UnknownName: for an optimiser or a keyword that torch does not have.
-        InvalidOption: for a value that the optimiser refuses.
+        InvalidOption: for a value that the optimiser refuses, or one that cannot be recorded where it has to be.
     """
     keywords: dict[str, Any] = {**options.optimizer_options, **turn.optimizer}
     name = str(keywords.pop("optimizer", options.optimizer))
@@ -40,6 +43,13 @@ def optimizer_for(turn: Turn, options: TrainingOptions) -> Optimizer:
             raise unknown(f"option of the optimizer {name!r}", keyword, list(known)[1:], "Options")
     if "fused" in known and "foreach" not in keywords:
         keywords.setdefault("fused", all(p.is_floating_point() for p in turn.parameters))
+    if capturable:
+        if "capturable" in known:
+            keywords["capturable"] = True
+        elif not keywords.get("fused"):
+            raise InvalidOption(
+                f"the optimizer {name!r} cannot be recorded in a CUDA graph; use --step eager or compiled"
+            )
     try:
         return OPTIMIZERS[name](turn.parameters, **keywords)
     except (ValueError, TypeError, RuntimeError) as error:

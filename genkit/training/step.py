@@ -1,20 +1,27 @@
-"""How one step is executed."""
+"""How one step is executed: one operation after another, or in kernels that were compiled for it.
+
+Both draw the same random numbers in the same order, so their results differ by rounding alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from genkit.errors import InvalidComponent
-from genkit.interfaces import Terms
+from genkit.errors import InvalidComponent, InvalidOption
+from genkit.interfaces import Batch
 from genkit.recipe import TrainingOptions
 from genkit.task import Turn
-from genkit.training.batches import Batches
+from genkit.training.batches import Batches, Portion
+from genkit.training.meter import Meter, sums_of
 from genkit.training.optimizers import learning_rate_factor, optimizer_for
+from genkit.training.team import ALONE, Team
 
 
 class EagerStep:
@@ -24,35 +31,153 @@ class EagerStep:
         turns: in the order in which they are taken.
         batches: where the portions come from.
         options: of the training.
+        meter: takes the terms.
+        states: gives the buffers that are saved, which are averaged over the processes.
+        capturable: whether the optimisers have to keep all of their state on the device.
     """
 
-    def __init__(self, turns: Sequence[Turn], batches: Batches, options: TrainingOptions, device: torch.device) -> None:
-        self.turns = turns
-        self.batches = batches
-        self.options = options
-        self.optimizers = [optimizer_for(turn, options) for turn in turns]
+    def __init__(
+        self,
+        turns: Sequence[Turn],
+        batches: Batches,
+        options: TrainingOptions,
+        device: torch.device,
+        meter: Meter,
+        *,
+        team: Team = ALONE,
+        states: Callable[[], Sequence[Tensor]] = tuple,
+        capturable: bool = False,
+    ) -> None:
+        self.turns, self.batches, self.options = turns, batches, options
+        self.meter, self.team, self.states = meter, team, states
+        self.optimizers = [optimizer_for(turn, options, capturable=capturable) for turn in turns]
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.scheduled = options.schedule != "constant" or options.warmup_steps > 0
+        self.steps = options.epochs * len(batches)
+        if options.schedule == "constant" and not options.warmup_steps:
+            self.steps = 0
+        elif capturable:
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+                group["lr"] = torch.tensor(float(group["lr"]), device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
 
-    def __call__(self, portion: Any, step: int) -> tuple[int, list[tuple[str, Terms]]]:
-        """Takes step number ``step`` (from 0); gives the number of observations and the terms of every turn."""
-        batch = self.batches.load(portion)
-        results = []
-        for turn, optimizer, rates in zip(self.turns, self.optimizers, self.rates, strict=True):
-            if self.scheduled:
-                factor = learning_rate_factor(self.options, step, self.options.epochs * len(self.batches))
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+    def active(self) -> AbstractContextManager[None]:
+        """What has to be in force while steps are taken."""
+        return nullcontext()
+
+    def __call__(self, portion: Portion, step: int) -> None:
+        """Takes step number ``step`` (from 0)."""
+        self.schedule(step)
+        self.work(portion)
+        self.meter.advance(step + 1, portion.size)
+
+    def schedule(self, step: int) -> None:
+        """Sets the learning rates of a step."""
+        if not self.steps:
+            return
+        factor = learning_rate_factor(self.options, step, self.steps)
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate * factor)
+                else:
                     group["lr"] = rate * factor
+
+    def work(self, portion: Portion) -> None:
+        """Everything that a step does on the device."""
+        batch = self.load(portion.items)
+        parts = divided(batch, self.options.accumulate)
+        own = self.team.size * portion.own / portion.size  # of this process, in units of the others' mean
+        results = []
+        for turn, optimizer in zip(self.turns, self.optimizers, strict=True):
             optimizer.zero_grad()
-            with self.autocast:
-                terms = turn(batch)
-            terms.total.backward(inputs=turn.parameters)
+            sums: dict[str, Tensor] = {}
+            for part in parts:
+                total, values = self.forward(turn, part)
+                share = own * (len(part.x) / len(batch.x))
+                (total if share == 1 else total * share).backward(inputs=turn.parameters)
+                sums = {name: sums[name] + value for name, value in values.items()} if sums else values
+            self.team.average(turn.parameters)
             if self.options.clip_norm is not None:
                 clip_grad_norm_(turn.parameters, self.options.clip_norm)
             optimizer.step()
-            results.append((turn.name, terms))
-        return len(batch.x), results
+            results.append((turn.name, sums if portion.own else {name: v * 0 for name, v in sums.items()}))
+        if self.team.size > 1:
+            self.team.average((), self.states(), own)
+        self.meter.add(results)
+
+    def load(self, items: Any) -> Batch:
+        """The observations of a portion, on the device."""
+        return self.batches.load(items)
+
+    def forward(self, turn: Turn, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a turn minimises on a batch, and the sums for the meter."""
+        return forward(turn, batch, self.autocast)
+
+
+class CompiledStep(EagerStep):
+    """Loading and the forward and backward passes in kernels of ``torch.compile``. Arguments as of ``EagerStep``.
+
+    They are made for whole batches; the last, partial one of an epoch is taken as ``EagerStep`` takes it.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        options: dict[str, Any] = {"fallback_random": True}  # the random numbers that eager operations would draw
+        self._load = torch.compile(self.batches.load, dynamic=False, options=options)
+        self._forward = torch.compile(forward, dynamic=False, options=options)
+        self.compiling = False
+
+    def __call__(self, portion: Portion, step: int) -> None:
+        """Takes step number ``step`` (from 0)."""
+        self.compiling = portion.size == self.batches.batch_size
+        super().__call__(portion, step)
+
+    def active(self) -> AbstractContextManager[None]:
+        """What has to be in force while steps are taken."""
+        # several models in one process have their kernels beside each other; torch would give up after eight
+        limits: Any = torch._dynamo.config
+        patched: AbstractContextManager[None] = limits.patch(recompile_limit=256, accumulated_recompile_limit=4096)
+        return patched
+
+    def load(self, items: Any) -> Batch:
+        """The observations of a portion, on the device."""
+        return self._compiled(self._load, items) if self.compiling else super().load(items)
+
+    def forward(self, turn: Turn, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a turn minimises on a batch, and the sums for the meter."""
+        if not self.compiling:
+            return super().forward(turn, batch)
+        result: tuple[Tensor, dict[str, Tensor]] = self._compiled(self._forward, turn, batch, self.autocast)
+        return result
+
+    @staticmethod
+    def _compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return function(*arguments)
+        except TorchDynamoException as error:
+            cause = str(error).strip().splitlines()[0]
+            raise InvalidOption(
+                f"step = 'compiled': torch.compile fails ({cause}); it needs a C++ compiler on a CPU, Triton on CUDA, and "
+                "operations that it knows. --step eager does without"
+            ) from error
+
+
+def forward(turn: Turn, batch: Batch, autocast: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """What ``turn`` minimises on ``batch``, and the sums for the meter."""
+    with autocast:
+        terms = turn(batch)
+    return terms.total, sums_of(turn.name, terms, len(batch.x))
+
+
+def divided(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in up to ``parts`` parts that are as alike in size as can be."""
+    if parts == 1:
+        return [batch]
+    parts = min(parts, len(batch.x))
+    conditions = [None] * parts if batch.condition is None else batch.condition.tensor_split(parts)
+    return [Batch(x, condition) for x, condition in zip(batch.x.tensor_split(parts), conditions, strict=True)]
 
 
 def checked_turns(turns: Sequence[Turn]) -> list[Turn]:
@@ -91,7 +216,11 @@ def optimizer_state(turns: Sequence[Turn], optimizers: Sequence[Optimizer]) -> t
 
 
 def restore_optimizers(
-    turns: Sequence[Turn], optimizers: Sequence[Optimizer], tensors: dict[str, Any], plain: dict[str, Any]
+    turns: Sequence[Turn],
+    optimizers: Sequence[Optimizer],
+    tensors: dict[str, Any],
+    plain: dict[str, Any],
+    team: Team = ALONE,
 ) -> None:
     """Puts back what ``optimizer_state`` gave."""
     values = {**tensors, **plain}
@@ -101,6 +230,8 @@ def restore_optimizers(
         for name in (name for name in values if name.startswith(prefix)):
             index, _, key = name.removeprefix(prefix).partition(".")
             value = values[name]
-            # A checkpoint's file says where its tensors lie in memory, which is not where kernels are fastest.
-            state.setdefault(int(index), {})[key] = value.clone() if isinstance(value, torch.Tensor) else value
+            if isinstance(value, Tensor):
+                # A checkpoint's file says where its tensors lie in memory, which is not where kernels are fastest.
+                value = team.divided(value.clone(), turn.parameters[int(index)])
+            state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,133 @@
+"""Steps recorded once and replayed: a CUDA graph of everything that a step does on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from genkit.errors import GenkitError, InvalidOption
+from genkit.training.batches import Portion
+from genkit.training.step import EagerStep
+
+Replay = Callable[[], None]
+
+
+class Recorder(Protocol):
+    """What records work on a device."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Where work is done that is to be recorded later."""
+        ...
+
+    def record(self, work: Callable[[], None]) -> Replay:
+        """Notes the operations of ``work`` without carrying them out; gives what carries them out on the same memory."""
+        ...
+
+
+class CUDARecorder:
+    """A CUDA graph."""
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Another stream than the default one, as the recording will be; torch makes its handles and plans there."""
+        return _Aside(self.stream)
+
+    def record(self, work: Callable[[], None]) -> Replay:
+        """Torch registers its random generator with the graph, which then draws what eager operations would draw."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            work()
+        replay: Replay = graph.replay
+        return replay
+
+
+class _Aside:
+    """A block on ``stream`` that begins after, and ends before, what is on the present one."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.block = stream, torch.cuda.stream(stream)
+
+    def __enter__(self) -> None:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        self.block.__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self.block.__exit__(*exception)
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+
+class GraphStep:
+    """The steps of ``inner``, replayed from the fourth whole batch on.
+
+    The first ones make what is made once: the optimisers' states, kernels, workspaces. They are steps like all others.
+    So are those of partial batches, which are never recorded. What a step does on the device must not depend on anything
+    in Python that changes between steps; learning rates are tensors for this reason.
+
+    Args:
+        inner: with capturable optimisers.
+        recorder: of the device.
+        otherwise: called with the reason where the step cannot be recorded and ``inner`` goes on by itself; None: that
+            is an error.
+    """
+
+    first = 3
+    """Whole batches before the recording."""
+
+    def __init__(self, inner: EagerStep, recorder: Recorder, otherwise: Callable[[str], None] | None = None) -> None:
+        self.inner, self.recorder, self.otherwise = inner, recorder, otherwise
+        self.optimizers, self.autocast = inner.optimizers, inner.autocast
+        self.taken = 0
+        self.items: Any = None
+        self.replay: Replay | None = None
+
+    def active(self) -> AbstractContextManager[None]:
+        """What has to be in force while steps are taken."""
+        return self.inner.active()
+
+    def __call__(self, portion: Portion, step: int) -> None:
+        """Takes step number ``step`` (from 0)."""
+        if portion.size != self.inner.batches.batch_size or self.taken < self.first:
+            self.taken += portion.size == self.inner.batches.batch_size
+            with self.recorder.aside():
+                self.inner(portion, step)
+            return
+        if self.items is None:
+            self.replay = self.recorded(portion)
+        if self.replay is None:
+            self.inner(portion, step)
+            return
+        self.inner.schedule(step)
+        for own, given in zip(_tensors(self.items), _tensors(portion.items), strict=True):
+            own.copy_(given, non_blocking=True)
+        self.replay()
+        self.inner.meter.advance(step + 1, portion.size)
+
+    def recorded(self, portion: Portion) -> Replay | None:
+        """A step on items that are put where those of ``portion`` were put, or None where it cannot be recorded."""
+        device = self.inner.meter.sums.device
+        self.items = tree_map_only(Tensor, lambda tensor: tensor.to(device, copy=True), portion.items)
+        try:
+            return self.recorder.record(lambda: self.inner.work(portion._replace(items=self.items)))
+        except GenkitError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            if self.otherwise is None:
+                raise InvalidOption(
+                    f"step = 'graph': a step of this model cannot be recorded ({reason}); use --step eager or compiled"
+                ) from error
+            self.otherwise(f"a step cannot be recorded as a CUDA graph ({reason}); training goes on without")
+            return None
+
+
+def _tensors(items: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    tree_map_only(Tensor, found.append, items)
+    return found
