@@ -25,7 +25,7 @@ class Recorder(Protocol):
         ...
 
     def record(self, work: Callable[[], None]) -> Replay:
-        """Notes the operations of ``work`` without carrying them out; gives what carries them out on the same memory."""
+        """Notes the operations of ``work`` without carrying them out; gives what does so, on the same memory."""
         ...
 
 
@@ -67,8 +67,8 @@ class GraphStep:
     """The steps of ``inner``, replayed from the fourth whole batch on.
 
     The first ones make what is made once: the optimisers' states, kernels, workspaces. They are steps like all others.
-    So are those of partial batches, which are never recorded. What a step does on the device must not depend on anything
-    in Python that changes between steps; learning rates are tensors for this reason.
+    So are those of partial batches, which are never recorded. What a step does on the device must not depend on what
+    changes in Python between steps; learning rates are tensors for this reason.
 
     Args:
         inner: with capturable optimisers.

@@ -104,6 +104,10 @@ class Trainer:
                 self.step.active(),
             ):
                 ended_by = self.run_to_the_end()
+                if (
+                    self.team.leads and self.device.type != "cuda"
+                ):  # of the process: not the same whenever it is resumed
+                    run.remember(peak_memory_bytes=peak_memory(self.device))
                 outcome = "finished" if ended_by == "finished" else "interrupted"
         except Diverged:
             outcome = "diverged"
@@ -224,7 +228,8 @@ class Trainer:
         self.test_loss = row.get("test", {}).get("loss")
         row["seconds"] = round(self.seconds, 4)
         row["images_per_second"] = round(self.training.size / self.seconds, 1)
-        row["peak_memory_bytes"] = peak_memory(self.device)
+        if self.device.type == "cuda":
+            row["peak_memory_bytes"] = peak_memory(self.device)
         last = epoch == self.options.epochs
         illustrated = last or (self.options.sample_every > 0 and epoch % self.options.sample_every == 0)
         if illustrated:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from genkit.errors import InvalidOption, unknown
@@ -51,9 +52,19 @@ def optimizer_for(turn: Turn, options: TrainingOptions, *, capturable: bool = Fa
                 f"the optimizer {name!r} cannot be recorded in a CUDA graph; use --step eager or compiled"
             )
     try:
-        return OPTIMIZERS[name](turn.parameters, **keywords)
+        return OPTIMIZERS[name](_groups(turn.parameters, options.sharded), **keywords)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidOption(f"the optimizer {name!r} of the turn {turn.name!r} refuses its options: {error}") from None
+
+
+def _groups(parameters: Sequence[nn.Parameter], sharded: bool) -> list[dict[str, Any]]:
+    """Parameters in groups that one kernel can take together: sharded ones apart from whole ones."""
+    if not sharded:
+        return [{"params": list(parameters)}]
+    from torch.distributed.tensor import DTensor
+
+    apart = [[p for p in parameters if isinstance(p, DTensor) is kind] for kind in (False, True)]
+    return [{"params": group} for group in apart if group]
 
 
 def learning_rate_factor(options: TrainingOptions, step: int, steps: int) -> float:

@@ -94,7 +94,10 @@ class EagerStep:
             for part in parts:
                 total, values = self.forward(turn, part)
                 share = own * (len(part.x) / len(batch.x))
-                (total if share == 1 else total * share).backward(inputs=turn.parameters)
+                # Sharded parameters are not those that a layer computes with, so it reaches all of them; what it leaves
+                # with those of other turns is cleared before their own.
+                inputs = None if self.options.sharded else turn.parameters
+                (total if share == 1 else total * share).backward(inputs=inputs)
                 sums = {name: sums[name] + value for name, value in values.items()} if sums else values
             self.team.average(turn.parameters)
             if self.options.clip_norm is not None:
@@ -159,8 +162,8 @@ class CompiledStep(EagerStep):
         except TorchDynamoException as error:
             cause = str(error).strip().splitlines()[0]
             raise InvalidOption(
-                f"step = 'compiled': torch.compile fails ({cause}); it needs a C++ compiler on a CPU, Triton on CUDA, and "
-                "operations that it knows. --step eager does without"
+                f"step = 'compiled': torch.compile fails ({cause}); it needs a C++ compiler on a CPU, Triton on CUDA, "
+                "and operations that it knows. --step eager does without"
             ) from error
 
 
@@ -208,8 +211,8 @@ def optimizer_state(turns: Sequence[Turn], optimizers: Sequence[Optimizer]) -> t
     tensors: dict[str, Any] = {}
     plain: dict[str, Any] = {}
     for turn, optimizer in zip(turns, optimizers, strict=True):
-        for index, entries in optimizer.state_dict()["state"].items():
-            for key, value in entries.items():
+        for index, parameter in enumerate(turn.parameters):
+            for key, value in optimizer.state.get(parameter, {}).items():
                 place = tensors if isinstance(value, torch.Tensor) else plain
                 place[f"optimizer.{turn.name}.{index}.{key}"] = value
     return tensors, plain
@@ -226,12 +229,14 @@ def restore_optimizers(
     values = {**tensors, **plain}
     for turn, optimizer in zip(turns, optimizers, strict=True):
         prefix = f"optimizer.{turn.name}."
+        order = {p: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
         state: dict[int, dict[str, Any]] = {}
         for name in (name for name in values if name.startswith(prefix)):
             index, _, key = name.removeprefix(prefix).partition(".")
             value = values[name]
+            parameter = turn.parameters[int(index)]
             if isinstance(value, Tensor):
                 # A checkpoint's file says where its tensors lie in memory, which is not where kernels are fastest.
-                value = team.divided(value.clone(), turn.parameters[int(index)])
-            state.setdefault(int(index), {})[key] = value
+                value = team.divided(value.clone(), parameter)
+            state.setdefault(order[parameter], {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
