@@ -1,0 +1,206 @@
+"""However a step is executed, it is the same step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorder import OperationRecorder
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import genkit
+from genkit.assemble import assemble, resolve
+from genkit.random import seed_all
+from genkit.training.graph import GraphStep
+from genkit.training.loop import Trainer
+from genkit.training.step import EagerStep
+
+CPU = torch.device("cpu")
+
+
+class Noisy(nn.Module):
+    """Everything that a step may change: weights of two players, running statistics, random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3))
+        self.other = nn.Linear(3, 1)
+
+    def turns(self) -> list[genkit.Turn]:
+        def first(batch: genkit.Batch) -> genkit.Terms:
+            made = self.one(batch.x + torch.randn_like(batch.x))
+            error = (made - batch.x).square().sum(1)
+            return genkit.Terms(error - self.other(made).squeeze(1), error=error)
+
+        def second(batch: genkit.Batch) -> genkit.Terms:
+            made = self.one(batch.x).detach()
+            return genkit.Terms(nn.functional.softplus(self.other(made)).squeeze(1))
+
+        return [
+            genkit.Turn("one", first, list(self.one.parameters())),
+            genkit.Turn("other", second, list(self.other.parameters())),
+        ]
+
+
+def noisy_task() -> genkit.Task:
+    torch.manual_seed(0)
+    module, x = Noisy(), torch.rand(44, 3)
+    return genkit.Task(module, module.turns, lambda: [], genkit.Data(TensorDataset(x), TensorDataset(x), (3,)))
+
+
+def recipe_with(**options: Any) -> genkit.Recipe:
+    none = genkit.Choice("none")
+    recipe = genkit.Recipe("toy", dataset=none, decoder=none, prior=none, loss=none, latent_shape=(1,))
+    return recipe.with_training(**{"epochs": 3, "batch_size": 8, **options})
+
+
+def train(trainer: Trainer, folder: Path, recipe: genkit.Recipe) -> dict[str, Tensor]:
+    """What it ends with: every tensor of the last checkpoint, and the metrics."""
+    run = genkit.Run.create(folder, recipe, {})
+    assert trainer.fit(run) == "finished"
+    last = run.checkpoint("last").path
+    tensors = {**load_file(last / "weights.safetensors"), **load_file(last / "training.safetensors")}
+    metrics = [value for row in run.metrics() for part in ("train", "test") for value in row[part].values()]
+    return {**tensors, "metrics": torch.tensor(metrics, dtype=torch.float64)}
+
+
+def quiet(*_: object, **__: object) -> None:
+    """A run without hooks."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"schedule": "cosine", "warmup_steps": 5, "clip_norm": 0.5, "accumulate": 2}, {"optimizer": "sgd"}],
+    ids=["plain", "scheduled", "sgd"],
+)
+def test_a_recorded_step_has_the_bits_of_an_eager_one(options: dict[str, Any], tmp_path: Path) -> None:
+    """Whole batches and the partial one of each epoch, noise, statistics, learning rates, checkpoints, two turns."""
+    recipe = recipe_with(**options)
+    eager = train(Trainer(noisy_task(), recipe.training, CPU, quiet), tmp_path / "eager", recipe)
+    trainer = Trainer(noisy_task(), recipe.training, CPU, quiet)
+    inner = EagerStep(trainer.turns, trainer.training, recipe.training, CPU, trainer.meter, capturable=True)
+    trainer.step = GraphStep(inner, OperationRecorder())
+    recorded = train(trainer, tmp_path / "recorded", recipe)
+    assert trainer.step.replay is not None
+    assert eager.keys() == recorded.keys()
+    assert [name for name, tensor in eager.items() if not torch.equal(tensor, recorded[name])] == []
+
+
+def test_the_test_would_see_a_step_that_depends_on_python(tmp_path: Path) -> None:
+    """The recorder repeats operations, not Python: a counter stands still in it, as in a CUDA graph."""
+    recipe = recipe_with(optimizer="sgd")
+    ends = []
+    for recorder in (None, OperationRecorder()):
+        task, steps = noisy_task(), iter(range(1000))
+        (one, _) = task.turns()
+
+        def annealed(batch: genkit.Batch, one: genkit.Turn = one, steps: Any = steps) -> genkit.Terms:
+            return genkit.Terms(one(batch).objective * (1 + next(steps)))
+
+        turns = [genkit.Turn("one", annealed, one.parameters)]
+        task = genkit.Task(task.module, lambda turns=turns: turns, task.graphs, task.data)
+        trainer = Trainer(task, recipe.training, CPU, quiet)
+        if recorder is not None:
+            inner = EagerStep(trainer.turns, trainer.training, recipe.training, CPU, trainer.meter, capturable=True)
+            trainer.step = GraphStep(inner, recorder)
+        ends.append(train(trainer, tmp_path / str(len(ends)), recipe))
+    assert not torch.equal(ends[0]["one.0.weight"], ends[1]["one.0.weight"])
+
+
+def test_a_step_that_cannot_be_recorded_goes_on_eagerly_or_says_so(tmp_path: Path) -> None:
+    recipe, task = recipe_with(optimizer="sgd"), noisy_task()
+    (one, other) = task.turns()
+
+    def looking(batch: genkit.Batch) -> genkit.Terms:
+        terms = one(batch)
+        return terms if terms.objective.mean().item() < 1e9 else genkit.Terms(terms.objective * 0)
+
+    looks = genkit.Task(
+        task.module, lambda: [genkit.Turn("one", looking, one.parameters), other], task.graphs, task.data
+    )
+    warnings: list[str] = []
+    for otherwise in (warnings.append, None):
+        trainer = Trainer(looks, recipe.training, CPU, quiet)
+        inner = EagerStep(trainer.turns, trainer.training, recipe.training, CPU, trainer.meter, capturable=True)
+        trainer.step = GraphStep(inner, OperationRecorder(), otherwise)
+        if otherwise is None:
+            with pytest.raises(genkit.InvalidOption, match=r"cannot be recorded .*capturing.*use --step eager"):
+                train(trainer, tmp_path / "refused", recipe)
+        else:
+            train(trainer, tmp_path / "eager", recipe)
+    assert warnings == [
+        "a step cannot be recorded as a CUDA graph (operation not permitted when stream is capturing); "
+        "training goes on without"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": "graph"}, "only CUDA devices replay graphs; use --step compiled or eager"),
+        ({"step": "compiled_graph"}, "only CUDA devices replay graphs"),
+        ({"step": "compiled", "sharded": True}, "sharded layers are gathered between operations"),
+    ],
+)
+def test_a_strategy_that_does_not_suit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(genkit.InvalidOption, match=message):
+        Trainer(noisy_task(), recipe_with(**options).training, CPU, quiet)
+
+
+def mnist(limit: int, **options: Any) -> tuple[genkit.Recipe, genkit.Task]:
+    registry = genkit.load_plugins().registry
+    recipe = registry.get("model", "mnist_vae").load().with_settings({"dataset.limit": limit})
+    recipe = resolve(recipe.with_training(epochs=2, batch_size=64, sample_every=0, **options), registry)
+    seed_all(0)
+    return recipe, assemble(recipe, registry)
+
+
+def test_a_compiled_step_differs_by_rounding_alone(tmp_path: Path) -> None:
+    """Six whole batches and a partial one, twice."""
+    ends = []
+    for step in ("eager", "compiled"):
+        recipe, task = mnist(64 * 6 + 9, step=step)
+        ends.append(train(Trainer(task, recipe.training, CPU, quiet), tmp_path / step, recipe))
+    eager, compiled = ends
+    for name, tensor in eager.items():
+        if name.startswith("random."):
+            assert torch.equal(tensor, compiled[name]), name
+        else:
+            torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("parts", [3, 100])
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(parts: int, tmp_path: Path) -> None:
+    ends = []
+    for accumulate in (1, parts):
+        torch.manual_seed(0)
+        module, x = nn.Linear(3, 3), torch.rand(43, 3)
+        turn = genkit.Turn(
+            "main",
+            lambda batch, module=module: genkit.Terms((module(batch.x) - batch.x).square().sum(1)),
+            list(module.parameters()),
+        )
+        data = genkit.Data(TensorDataset(x), TensorDataset(x), (3,))
+        task = genkit.Task(module, lambda turn=turn: [turn], lambda: [], data)
+        recipe = recipe_with(optimizer="sgd", learning_rate=0.1, batch_size=10, accumulate=accumulate)
+        ends.append(train(Trainer(task, recipe.training, CPU, quiet), tmp_path / str(accumulate), recipe))
+    torch.testing.assert_close(ends[1]["weight"], ends[0]["weight"])
+    torch.testing.assert_close(ends[1]["metrics"], ends[0]["metrics"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("step", ["auto", "graph", "compiled", "compiled_graph"])
+def test_the_strategies_agree_on_cuda(step: str, tmp_path: Path) -> None:
+    device, ends = torch.device("cuda", 0), []
+    for name in ("eager", step):
+        recipe, task = mnist(64 * 6 + 9, step=name)
+        ends.append(train(Trainer(task, recipe.training, device, quiet), tmp_path / name, recipe))
+    for name, tensor in ends[0].items():
+        if step in ("auto", "graph") or name.startswith("random."):
+            assert torch.equal(tensor, ends[1][name]), name
+        else:
+            torch.testing.assert_close(ends[1][name], tensor, rtol=1e-4, atol=1e-5)
