@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genkit.data import scale, to_unit
-from genkit.distributions import Delta
+from genkit.distributions import Delta, log_density
 from genkit.errors import InvalidOption
 from genkit.interfaces import Batch, named, unvalidated
 from genkit.latent import LatentModel, draw
@@ -169,7 +169,7 @@ def log_likelihood(model: LatentModel, batch: Batch, samples: int) -> Tensor:
         try:
             z = posterior.sample((now,))
             likelihood = model.likelihood(z, condition)
-            weights = likelihood.log_prob(x) + prior.log_prob(z) - posterior.log_prob(z)
+            weights = log_density(likelihood, x) + prior.log_prob(z) - posterior.log_prob(z)
         except torch.OutOfMemoryError:
             if now == 1:
                 raise

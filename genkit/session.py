@@ -356,6 +356,8 @@ def environment(
     recipe: Recipe, plugins: Plugins, device: torch.device, data_dir: Path | None, init_from: Path | None
 ) -> dict[str, Any]:
     """What a run was made with: versions, device, seed, and the commit of each plugin where it is known."""
+    contributing = [p for p in plugins.plugins.values() if p.entries]
+    commits = {name: _commit(name) for name in {p.distribution for p in contributing}}
     return {
         "command": sys.argv[1:],
         "python": platform.python_version(),
@@ -371,10 +373,9 @@ def environment(
                 "name": p.name,
                 "distribution": p.distribution,
                 "version": p.version,
-                "commit": _commit(p.distribution),
+                "commit": commits[p.distribution],
             }
-            for p in plugins.plugins.values()
-            if p.entries
+            for p in contributing
         ],
     }
 
