@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import speed
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,8 +24,11 @@ def benchmark(program: str, *arguments: object) -> str:
 
 
 def figures(program: str, path: Path, *arguments: object) -> dict[str, Any]:
+    """A section of the results, which can be shown."""
     benchmark(program, "--device", "cpu", "--json", path, *arguments)
-    section: dict[str, Any] = json.loads(path.read_text())[program]
+    sections: dict[str, Any] = json.loads(path.read_text())
+    assert sections[program]["machine"] in speed.block(program, {"cpu": sections})
+    section: dict[str, Any] = sections[program]
     return section
 
 
@@ -40,3 +45,23 @@ def test_the_training_loops_do_the_same_work_and_one_that_is_not_installed_says_
         assert "pip install" in loops["pythae 0.1.2"]["missing"]
     else:
         assert loops["pythae 0.1.2"]["loss"] == pytest.approx(text, rel=0.05)
+
+
+def test_samples_and_likelihoods_are_measured_with_their_products(tmp_path: Path) -> None:
+    found = figures("sample", tmp_path / "cpu.json", "--images", 8, "--samples", 200, "--rounds", 1)
+    for name in ("drawn", "likelihood"):
+        assert found[name]["seconds"][0] > 0 < found[name]["floor"][0]
+
+
+def test_growth_is_measured_over_data_in_memory_and_streamed_and_so_is_the_waiting(tmp_path: Path) -> None:
+    arguments = ["--rounds", 1, "--factors", 1, "--images", 130, "--part", "data", "--part", "waiting"]
+    found = figures("scale", tmp_path / "cpu.json", *arguments)
+    assert set(found["data"][0]) == {"resident", "streamed"}
+    assert 0 < found["waiting"][0]["waited"] < found["waiting"][0]["seconds"]
+
+
+def test_a_section_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    path.write_text('{"startup": {"machine": "another"}}')
+    figures("scale", path, "--rounds", 1, "--images", 130, "--part", "waiting")
+    assert json.loads(path.read_text())["startup"] == {"machine": "another"}
