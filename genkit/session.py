@@ -22,7 +22,15 @@ from genkit.assemble import Composition, assemble, resolve
 from genkit.data import length, take
 from genkit.errors import GenkitError, InvalidComponent, InvalidOption, InvalidRun
 from genkit.graphs import describe_prior, replaced
-from genkit.inference import ACTIVE, asking, log_likelihood, posterior_means, squared_errors, variance_of_means
+from genkit.inference import (
+    ACTIVE,
+    Density,
+    asking,
+    log_likelihood,
+    posterior_means,
+    squared_errors,
+    variance_of_means,
+)
 from genkit.interfaces import Batch
 from genkit.latent import LatentModel
 from genkit.plugins import Plugins
@@ -219,7 +227,7 @@ def evaluate(loaded: Loaded, *, samples: int, seed: int) -> dict[str, Any]:
         "observations": batches.size,
         "terms": {name: value if math.isfinite(value) else None for name, value in terms.items()},
         "log_likelihood": {
-            **_likelihood(loaded.model, samples, over_the_test_set),
+            **_likelihood(Density(loaded.model, samples * batches.size), samples, over_the_test_set),
             "samples": samples,
             "units": "nats",
         },
@@ -228,13 +236,14 @@ def evaluate(loaded: Loaded, *, samples: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _likelihood(model: LatentModel, samples: int, over_the_test_set: Callable[..., list[Tensor]]) -> dict[str, Any]:
+def _likelihood(density: Density, samples: int, over_the_test_set: Callable[..., list[Tensor]]) -> dict[str, Any]:
+    model = density.model
     if model.encoder is None:
         return _missing("no density: the model has no encoder to propose latents")
     if not samples:
         return _missing("not asked for")
     try:
-        return _mean(over_the_test_set(lambda batch: log_likelihood(model, batch, samples).cpu()))
+        return _mean(over_the_test_set(lambda batch: log_likelihood(model, batch, samples, density).cpu()))
     except NotImplementedError as error:
         if str(error).startswith("Could not run"):  # an operator that torch lacks on this device
             raise
