@@ -2,8 +2,8 @@
 
 - data: 1, 10 and 100 times 6,000 drawn images of 28 x 28, in memory and streamed from a file; ``mnist_vae``;
 - parameters: hidden layers of 100 to 3,200 units, on 6,000 images;
-- processes: ``torchrun`` with 1, 2 and 4 of them on the first 6,400 images of MNIST, each limited to one thread, and
-  none more than the machine has cores;
+- processes: ``torchrun`` with 1, 2 and 4 of them, each limited to one thread, on the 60,000 images of MNIST. Where there
+  are fewer cores, they share them; on GPUs there is one for each process, and no more processes than that;
 - waiting: of an epoch of ``shapes_vae`` on images of 64 x 64 x 3 that are streamed from a file, the share of its time
   that the loop spends on waiting for its next portion. ``--images 1000000`` writes 12 GB.
 
@@ -144,12 +144,12 @@ def over_parameters(folder: Path, device: torch.device) -> dict[str, float]:
 def over_processes(folder: Path, device: torch.device) -> dict[str, float]:
     """Seconds an epoch, by the number of processes that torchrun starts; on a CPU, each has one thread."""
     found = {}
-    places = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
-    for count in (count for count in PROCESSES if count <= places):
+    most = torch.cuda.device_count() if device.type == "cuda" else max(PROCESSES)
+    for count in (count for count in PROCESSES if count <= most):
         run = folder / f"processes_{count}"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         command += ["-m", "genkit", "train", "--model", "mnist_vae", "--epochs", "2", "--device", device.type]
-        command += ["--set", "dataset.limit=6400", "--out", str(run)]
+        command += ["--out", str(run)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
@@ -184,7 +184,12 @@ def lines(part: str, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, each in groups.items():
         for size in each[0]:
             text.append(f"{int(size):>12,} {unit}{name}: {spread([times[size] for times in each], 3)} s an epoch")
-        if len(each[0]) > 1:
+        if part == "processes":
+            text += [
+                f"{int(size):>12,} processes: {spread([times['1'] / times[size] for times in each])} times the speed of one"
+                for size in each[0]
+            ]
+        elif len(each[0]) > 1:
             text.append(f"{'':12} growth{name}: the power {spread([slope(times) for times in each])}")
     return text
 
