@@ -2,8 +2,8 @@
 
 - data: 1, 10 and 100 times 6,000 drawn images of 28 x 28, in memory and streamed from a file; ``mnist_vae``;
 - parameters: hidden layers of 100 to 3,200 units, on 6,000 images;
-- processes: ``torchrun`` with 1, 2 and 4 of them, each limited to one thread, on the 60,000 images of MNIST. Where there
-  are fewer cores, they share them; on GPUs there is one for each process, and no more processes than that;
+- processes: ``torchrun`` with 1, 2 and 4 of them, each limited to one thread, on the 60,000 images of MNIST. Fewer
+  cores than that are shared; on GPUs there is one for each process, and no more processes than that;
 - waiting: of an epoch of ``shapes_vae`` on images of 64 x 64 x 3 that are streamed from a file, the share of its time
   that the loop spends on waiting for its next portion. ``--images 1000000`` writes 12 GB.
 
@@ -185,10 +185,9 @@ def lines(part: str, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
         for size in each[0]:
             text.append(f"{int(size):>12,} {unit}{name}: {spread([times[size] for times in each], 3)} s an epoch")
         if part == "processes":
-            text += [
-                f"{int(size):>12,} processes: {spread([times['1'] / times[size] for times in each])} times the speed of one"
-                for size in each[0]
-            ]
+            for size in each[0]:
+                speed = spread([times["1"] / times[size] for times in each])
+                text.append(f"{int(size):>12,} processes: {speed} times the speed of one")
         elif len(each[0]) > 1:
             text.append(f"{'':12} growth{name}: the power {spread([slope(times) for times in each])}")
     return text
