@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import onnx
 import onnxruntime
 import torch
 
+from benchmarks.figures import measured
 from genkit.training.device import choose_device, describe_device
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
@@ -60,17 +59,6 @@ z = genkit.Input((20,), torch.float32, lambda n, g: torch.randn(n, 20, generator
 graph = genkit.Graph("decoder", Decoder(), {"z": z}, ("x",), {"x": (-1.0, 1.0)})
 OnnxExporter().export([graph], Path(sys.argv[1]), about={}, opset=18, runtimes=[])
 """
-
-
-def measured(command: Sequence[str | Path]) -> tuple[float, float, float]:
-    """Seconds of processor time, seconds on the clock, and megabytes at the peak, of a command that has to succeed."""
-    started = os.times().elapsed
-    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))[:100]}: exit status {process.returncode}")
-    return usage.ru_utime + usage.ru_stime, os.times().elapsed - started, usage.ru_maxrss / 1024
 
 
 def main() -> None:

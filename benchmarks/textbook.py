@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
@@ -44,12 +44,14 @@ def loss_function(recon_x: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Ten
 
 
 class TextbookLoop:
-    """The loop of the text over MNIST in torchvision's layout under ``root``."""
+    """The loop of the text over the first ``images`` of MNIST, in torchvision's layout under ``root``."""
 
-    def __init__(self, root: Path, device: torch.device, seed: int = 0) -> None:
+    def __init__(self, root: Path, device: torch.device, seed: int = 0, images: int = 60_000) -> None:
         torch.manual_seed(seed)
         scale = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
-        self.loader = DataLoader(MNIST(str(root), transform=scale), batch_size=128, shuffle=True)
+        dataset = MNIST(str(root), transform=scale)
+        some = dataset if images >= len(dataset) else Subset(dataset, range(images))
+        self.loader = DataLoader(some, batch_size=128, shuffle=True)
         self.net = VAE().to(device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3)
         self.device = device

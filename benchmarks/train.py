@@ -1,118 +1,145 @@
-"""``python -m benchmarks.train``: an epoch of the textbook's loop and an epoch of genkit's, in turn, on the same work.
+"""``python -m benchmarks.train``: an epoch of several training loops, in turn, on the same work.
 
-Both train the 784-400-(20, 20)-400-784 VAE with Adam and batches of 128 on the 60,000 images of MNIST. Each runs a
-warm-up epoch first, which is not counted. genkit is measured twice: the training alone, as in ``metrics.jsonl``, and
-everything between two epochs besides (the test set, the metrics and the checkpoint on the disk). The floor is the time
-of the bare matrix products.
+All train the 784-400-(20, 20)-400-784 VAE with Adam and batches of 128 on the 60,000 images of MNIST, each in a process
+of its own: the textbook's loop, the loop that an expert would write, pythae's trainer, pytorch-lightning, and genkit in
+each of its ways to execute a step. Each runs an epoch first that is not counted; then come the rounds, an epoch of each
+in turn. Ratios are taken round by round. A loop whose package is not installed says so in its row.
+
+The floor is what no loop can do without; benchmarks/loops/floor.py says what is in it.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
-import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import genkit
-from benchmarks.textbook import TextbookLoop
-from genkit.assemble import assemble, resolve
-from genkit.random import seed_all
-from genkit.training.device import choose_device, describe_device
-from genkit.training.loop import Trainer
+from benchmarks import figures
+from benchmarks.figures import ratios, spread
+from benchmarks.loops import Epoch, Loop, Missing, Work
+from genkit.training.device import choose_device
+
+STRATEGIES: Mapping[str, Mapping[str, Any]] = {"eager": {}}
+"""genkit's ways to execute a step, and the training options that ask for each."""
+
+TEXT, FLOOR = "the textbook's loop", "the floor"
+LOOPS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    TEXT: ("text", {}),
+    "plain torch, tuned": ("plain", {}),
+    "pythae 0.1.2": ("pythae", {}),
+    "pytorch-lightning": ("lightning", {}),
+    **{f"genkit, {name}": ("genkit", options) for name, options in STRATEGIES.items()},
+    "genkit, bf16": ("genkit", {**list(STRATEGIES.values())[-1], "precision": "bf16"}),
+    FLOOR: ("floor", {}),
+}
+"""Each row, its module in benchmarks.loops and its options."""
+CURVES = (f"genkit, {list(STRATEGIES)[-1]}", "genkit, bf16")
+"""The same but for the precision."""
 
 
-class GenkitLoop:
-    """``mnist_vae`` through the trainer, resumed epoch by epoch in one run directory."""
+def measure(names: Sequence[str], rounds: int, device: str, images: int, curve: int) -> dict[str, Any]:
+    """The seconds and losses of each row, or what it misses; the warm-up's loss comes first in the curves."""
+    rows: dict[str, list[Epoch]] = {name: [] for name in names}
+    missing: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        loops = {}
+        for i, name in enumerate(names):
+            module, options = LOOPS[name]
+            loops[name] = stack.enter_context(Loop(module, Work(device, images, str(Path(folder, str(i))), options)))
+        for i in range(max(1 + rounds, curve)):
+            for name, loop in loops.items():
+                if name in missing or (i > rounds and name not in CURVES):
+                    continue
+                try:
+                    rows[name].append(loop.epoch())
+                except Missing as error:
+                    missing[name] = str(error)
+    result: dict[str, Any] = {}
+    for name, epochs in rows.items():
+        if name in missing:
+            result[name] = {"missing": missing[name]}
+            continue
+        counted = epochs[1 : 1 + rounds]
+        result[name] = {"seconds": [round(epoch.seconds, 4) for epoch in counted]}
+        if epochs[0].loss is not None:
+            result[name]["loss"] = [round(epoch.loss, 3) for epoch in epochs if epoch.loss is not None]
+        for part in counted[0].parts:
+            result[name].setdefault("parts", {})[part] = [round(epoch.parts[part], 4) for epoch in counted]
+    return result
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.registry = genkit.load_plugins().registry
-        self.recipe = resolve(self.registry.get("model", "mnist_vae").load(), self.registry)
-        self.device = device
-        seed_all(0)
-        self.task = assemble(self.recipe, self.registry)
-        self.run = genkit.Run.create(folder, self.recipe, {})
-        self.epochs = 0
 
-    def epoch(self) -> tuple[float, float, float]:
-        """One more epoch: seconds of training, seconds in all, and the mean loss."""
-        self.epochs += 1
-        times: list[float] = []
-
-        def notify(hook: str, **_: object) -> None:
-            if hook in ("genkit_run_started", "genkit_checkpoint_saved"):
-                times.append(time.perf_counter())
-
-        options = self.recipe.with_training(epochs=self.epochs, sample_every=0).training
-        task = genkit.Task(self.task.module, self.task.turns, self.task.graphs, self.task.data, self.task.value_range)
-        Trainer(task, options, self.device, notify).fit(self.run)
-        row = self.run.metrics()[-1]
-        return row["seconds"], times[-1] - times[-2], row["train"]["loss"]
+def table(loops: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each row: seconds, how many times the textbook's speed and the floor's time, and the last loss."""
+    text, floor = (loops.get(name, {}).get("seconds") for name in (TEXT, FLOOR))
+    rows = []
+    for name, row in loops.items():
+        if "missing" in row:
+            rows.append([name, row["missing"], "", "", ""])
+            continue
+        seconds = row["seconds"]
+        rows.append(
+            [
+                name,
+                spread(seconds),
+                spread(ratios(text, seconds)) if text else "",
+                spread(ratios(seconds, floor)) if floor else "",
+                f"{row['loss'][len(seconds)]:.2f}" if "loss" in row else "",
+            ]
+        )
+    return rows
 
 
-class Floor:
-    """The matrix products of an epoch's steps at their real shapes, and nothing else: no loop can take less."""
+def has_bf16(device: torch.device) -> bool:
+    """Whether its arithmetic knows bfloat16, which a processor without it imitates, slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
 
-    steps = 469
-    layers = ((784, 400), (400, 20), (400, 20), (20, 400), (400, 784))
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        pairs = []
-        for i, (n, m) in enumerate(self.layers):
-            x, w, g = (torch.randn(shape, device=device) for shape in ((128, n), (m, n), (128, m)))
-            pairs += [(x, w.t()), (g.t(), x)]  # forward, gradient of the weight
-            pairs += [(g, w)] if i else []  # gradient of the input, which the first layer does not need
-        self.pairs = pairs
-
-    def epoch(self) -> float:
-        """Seconds."""
-        started = time.perf_counter()
-        for _ in range(self.steps):
-            for a, b in self.pairs:
-                torch.mm(a, b)
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
-        return time.perf_counter() - started
+HEAD = ["", "seconds an epoch", "the text's speed, times", "the floor's time, times", "loss"]
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--rounds", type=int, default=3, help="counted epochs of each loop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser = figures.arguments("train", __doc__, rounds=3)
+    parser.add_argument("--images", type=int, default=60_000, metavar="N", help="the first N alone")
+    parser.add_argument("--only", action="append", metavar="ROW", choices=LOOPS, help="this row; once or more")
+    parser.add_argument(
+        "--curve", type=int, default=0, metavar="EPOCHS", help="go on so far with fp32 and bf16, and print both losses"
+    )
     options = parser.parse_args()
     device = choose_device(options.device)
+    genkit.load_plugins().registry.get("dataset", "mnist").load()()  # fetches the images, if need be
 
-    with tempfile.TemporaryDirectory() as folder:
-        ours = GenkitLoop(Path(folder, "run"), device)  # it fetches the images, if need be
-        text = TextbookLoop(genkit.cache_directory() / "data", device)
-        floor = Floor(device)
-        rows = [(text.epoch(), ours.epoch(), floor.epoch()) for _ in range(options.rounds + 1)][1:]
-
-    figures = {
-        "device": describe_device(device),
-        "torch": torch.__version__,
-        "seconds_an_epoch": {
-            "textbook loop": [round(t[0], 3) for t, _, _ in rows],
-            "genkit, training": [round(g[0], 3) for _, g, _ in rows],
-            "genkit, all": [round(g[1], 3) for _, g, _ in rows],
-            "matrix products": [round(f, 3) for _, _, f in rows],
-        },
-    }
-    seconds = figures["seconds_an_epoch"]
-    baseline = statistics.median(seconds["textbook loop"])
-    print(f"{figures['device']}, torch {figures['torch']}, seconds an epoch, {options.rounds} rounds in turn")
-    for name, values in seconds.items():
-        middle = statistics.median(values)
-        spread = f"{min(values):.2f} to {max(values):.2f}"
-        print(f"{name:18} {middle:7.2f} ({spread})  {baseline / middle:5.2f} times the textbook loop's speed")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    names = options.only or list(LOOPS)
+    loops = measure(names, options.rounds, str(device), options.images, options.curve)
+    versions = {}
+    for name in ("pythae", "pytorch-lightning"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    result = {"versions": versions, "images": options.images, "bf16": has_bf16(device), "loops": loops}
+    print(f"{figures.machine(device)}: {options.rounds} rounds, medians (lowest to highest)")
+    columns = list(zip(HEAD, *table(loops), strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    for line in zip(*columns, strict=True):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for name, row in loops.items():
+        for part, values in row.get("parts", {}).items():
+            print(f"  {name}: {part}: {statistics.median(values):.3f}")
+    if options.curve:
+        for name in CURVES:
+            print(f"{name}, loss: {' '.join(f'{loss:.2f}' for loss in loops[name]['loss'])}")
+    figures.keep("train", result, device, options.json)
 
 
 if __name__ == "__main__":

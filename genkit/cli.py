@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from genkit.errors import GenkitError, InvalidOption, PluginWarning, SaidElsewhere, VerificationFailed, plain
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from genkit.bundle import Manifest, Report
     from genkit.parity import Parity
     from genkit.plugins import Plugins
@@ -39,12 +40,26 @@ app = typer.Typer(
 )
 new = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Begin something of your own.")
 app.add_typer(new, name="new")
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 _UNBOUNDED = 2**31
 """A width that no table reaches, for output that a program reads."""
+
+
+@functools.cache
+def stdout() -> Console:
+    """Where results go. A help text is printed without it, and so without the time that its import takes."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@functools.cache
+def stderr() -> Console:
+    """Where warnings and errors go."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
 
 
 class _Flags:
@@ -158,7 +173,7 @@ def _missing(error: ModuleNotFoundError) -> str:
 def _failed(message: str, status: int) -> int:
     if _Flags.debug:
         traceback.print_exc()
-    stderr.print(f"error: {message}", soft_wrap=True, markup=False)
+    stderr().print(f"error: {message}", soft_wrap=True, markup=False)
     return status
 
 
@@ -166,25 +181,27 @@ def _show_warning(
     default: Callable[..., None], message: Any, category: type[Warning], *where: Any, **more: Any
 ) -> None:
     if issubclass(category, PluginWarning):
-        stderr.print(f"warning: {message}", soft_wrap=True, markup=False)
+        stderr().print(f"warning: {message}", soft_wrap=True, markup=False)
     else:
         default(message, category, *where, **more)
 
 
 def _say(text: str) -> None:
-    stdout.print(text, soft_wrap=True, markup=False)
+    stdout().print(text, soft_wrap=True, markup=False)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; one that goes to a pipe neither wraps nor truncates."""
-    if stdout.is_terminal:
-        stdout.print(_rich_table(columns, rows), markup=False)
+    if stdout().is_terminal:
+        stdout().print(_rich_table(columns, rows), markup=False)
         return
     print(plain_table(columns, rows))
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as it goes to a pipe."""
+    from rich.console import Console
+
     unbounded = Console(file=io.StringIO(), width=_UNBOUNDED, highlight=False)
     with unbounded.capture() as text:
         unbounded.print(_rich_table(columns, rows), markup=False)
@@ -192,6 +209,8 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+
     table = Table(*columns, box=None, pad_edge=False, show_edge=False)
     for row in rows:
         table.add_row(*row)
@@ -288,7 +307,7 @@ def train(
         outcome = "finished"
         if not plan.finished:
             if team.leads:
-                plugins.observe("progress", progress.for_console(stdout))
+                plugins.observe("progress", progress.for_console(stdout()))
             _, outcome = session.carry_out(
                 plan, plugins, device=device, data_dir=data_dir, init_from=init_from, trackers=tracker, team=team
             )
@@ -579,7 +598,7 @@ def preview(
 
     with contextlib.suppress(KeyboardInterrupt), Preview(bundle, port, web_runtime) as server:
         _say(f"{server.url} shows {bundle}; Ctrl-C ends it")
-        stdout.file.flush()
+        stdout().file.flush()
         if open_:
             webbrowser.open(server.url)
         server.serve_forever()

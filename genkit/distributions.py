@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Independent, Normal, constraints
 
 from genkit.errors import NoDensity
 
@@ -78,3 +79,30 @@ class Delta(Distribution):
         same = value == self.value  # with the larger batch of the two
         same = same.flatten(same.dim() - len(self.event_shape)).all(-1)
         return torch.where(same, self.log_density, -torch.inf)
+
+
+def log_density(distribution: Distribution, value: Tensor) -> Tensor:
+    r"""``distribution.log_prob(value)`` in nats, up to rounding, in few passes over memory where that is possible.
+
+    A normal distribution with one standard deviation for all its elements needs nothing but a distance:
+
+    .. math:: \log \mathcal N(x; \mu, \sigma^2 I) = -\frac{\|x - \mu\|^2}{2 \sigma^2} - D \log(\sqrt{2 \pi}\,\sigma)
+
+    Its ``log_prob`` makes a dozen passes over the ``(K, B, *event_shape)`` numbers of the means of images, and takes
+    longer than the decoder that computes them.
+
+    Args:
+        value: ``(*batch, *event_shape)``, for a batch that broadcasts against that of the distribution.
+
+    Raises:
+        NotImplementedError: where there is no density.
+    """
+    if isinstance(distribution, Independent) and type(distribution.base_dist) is Normal:
+        normal, dims = distribution.base_dist, distribution.reinterpreted_batch_ndims
+        if dims and not any(normal.scale.stride()):  # one number, expanded
+            sigma = normal.scale[(0,) * normal.scale.dim()]
+            distance = (value - normal.loc).square_().flatten(-dims).sum(-1)
+            elements = math.prod(distribution.event_shape)
+            return distance / (-2 * sigma.square()) - elements * (sigma.log() + 0.5 * math.log(2 * math.pi))
+    density: Tensor = distribution.log_prob(value)
+    return density

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from genkit.data import scale, to_unit
-from genkit.distributions import Delta
+from genkit.distributions import Delta, log_density
 from genkit.errors import InvalidOption
 from genkit.interfaces import Batch, named, unvalidated
 from genkit.latent import LatentModel, draw
@@ -19,8 +19,11 @@ from genkit.random import seeded
 _CHUNK = 1000
 """Decoder evaluations at a time, which bounds the memory of large requests."""
 
-_CACHED = 2**21
+_CACHED = 2**19
 """Numbers in one tensor of observations that a CPU still works on quickly."""
+
+_WORTH_COMPILING = 2**23
+"""Decoder evaluations in one request, from which on a compiler gains the seconds that it takes, even of a small one."""
 
 ACTIVE = 0.01
 """The variance over the data, of a latent's posterior mean, from which on it counts as active."""
@@ -143,7 +146,40 @@ def encode(model: LatentModel, x: Tensor, labels: Tensor | None = None) -> dict[
     }
 
 
-def log_likelihood(model: LatentModel, batch: Batch, samples: int) -> Tensor:
+class Density:
+    r""":math:`\log p(x|z)` in nats, up to rounding, as fast as a request of that size allows.
+
+    Args:
+        model: in evaluation mode, as whatever is asked of it here.
+        evaluations: of the decoder, in the whole request. Many are worth compiling it, for the shape that comes first;
+            other shapes, and what no compiler takes or finds no compiler, are evaluated as they are.
+    """
+
+    def __init__(self, model: LatentModel, evaluations: int) -> None:
+        self.model = model
+        self.shape: torch.Size | None = None
+        self.compiled: Callable[..., Tensor] | None = None
+        if evaluations >= _WORTH_COMPILING:
+            self.compiled = torch.compile(self.evaluate, dynamic=False, options={"fallback_random": True})
+
+    def evaluate(self, z: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
+        """By torch, operator by operator."""
+        return log_density(self.model.likelihood(z, condition), x)
+
+    def __call__(self, z: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """``z`` ``(K, B, *latent_shape)`` and ``x`` ``(B, *event_shape)``, in the model's range -> ``(K, B)``."""
+        self.shape = self.shape or z.shape
+        if self.compiled is not None and z.shape == self.shape:
+            try:
+                return self.compiled(z, x, condition)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # a compiler's; if it is the model's, it is raised again
+                self.compiled = None
+        return self.evaluate(z, x, condition)
+
+
+def log_likelihood(model: LatentModel, batch: Batch, samples: int, density: Density | None = None) -> Tensor:
     r"""The importance-weighted estimate of :math:`\log p(x)`, ``(B,)``, in nats, in the units of the value range.
 
     .. math:: \log \frac1K \sum_{k=1}^K \frac{p(x|z_k)\,p(z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
@@ -152,6 +188,7 @@ def log_likelihood(model: LatentModel, batch: Batch, samples: int) -> Tensor:
 
     Args:
         samples: K. They are taken as many at a time as the memory holds.
+        density: of the model, where this batch is one of many in a request.
 
     Raises:
         NotImplementedError: by a distribution that has no density.
@@ -159,6 +196,7 @@ def log_likelihood(model: LatentModel, batch: Batch, samples: int) -> Tensor:
     x, condition = batch
     posterior = model.posterior(x, condition)
     prior = model.prior_given(condition)
+    density = density or Density(model, 0)
     if isinstance(posterior, Delta):
         samples = 1  # they are all the same
     total = torch.full((len(x),), -torch.inf, device=x.device)
@@ -168,8 +206,7 @@ def log_likelihood(model: LatentModel, batch: Batch, samples: int) -> Tensor:
         now = min(at_once, samples - done)
         try:
             z = posterior.sample((now,))
-            likelihood = model.likelihood(z, condition)
-            weights = likelihood.log_prob(x) + prior.log_prob(z) - posterior.log_prob(z)
+            weights = density(z, x, condition) + prior.log_prob(z) - posterior.log_prob(z)
         except torch.OutOfMemoryError:
             if now == 1:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import os
 import re
@@ -11,10 +12,10 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from types import FrameType
 from typing import Any, Literal
 
@@ -248,7 +249,8 @@ def load_plugins(disabled: Iterable[str] = ()) -> Plugins:
         InvalidOption: where ``GENKIT_PLUGIN_SECONDS`` is no number.
     """
     plugins, seconds = Plugins(), _patience()
-    found = sorted({_identity(point): point for point in entry_points(group=GROUP)}.items())
+    about = functools.cache(_about)  # it parses a file, and a distribution may have many plugins
+    found = sorted({_identity(point, about): point for point in entry_points(group=GROUP)}.items())
     full_names = {full_name(name, distribution) for (_, distribution, name, *_), _ in found}
     names = [point.name for _, point in found]
     for name in disabled:
@@ -377,10 +379,16 @@ def _require_api(declared: object, plugin: Plugin, file: str) -> None:
         )
 
 
-def _identity(point: EntryPoint) -> tuple[bool, str, str, str, str]:
+def _about(distribution: Distribution | None) -> tuple[str, str]:
+    """Its name and its version."""
+    return (distribution.name, distribution.version) if distribution else ("unknown", "?")
+
+
+def _identity(
+    point: EntryPoint, about: Callable[[Distribution | None], tuple[str, str]]
+) -> tuple[bool, str, str, str, str]:
     """Sorts in-box plugins first; equal for one installation that is found on two paths."""
-    distribution = point.dist.name if point.dist else "unknown"
-    version = point.dist.version if point.dist else "?"
+    distribution, version = about(point.dist)
     return distribution != _IN_BOX, distribution, point.name, version, point.value
 
 

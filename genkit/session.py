@@ -22,7 +22,15 @@ from genkit.assemble import Composition, assemble, resolve
 from genkit.data import length, take
 from genkit.errors import GenkitError, InvalidComponent, InvalidOption, InvalidRun
 from genkit.graphs import describe_prior, replaced
-from genkit.inference import ACTIVE, asking, log_likelihood, posterior_means, squared_errors, variance_of_means
+from genkit.inference import (
+    ACTIVE,
+    Density,
+    asking,
+    log_likelihood,
+    posterior_means,
+    squared_errors,
+    variance_of_means,
+)
 from genkit.interfaces import Batch
 from genkit.latent import LatentModel
 from genkit.plugins import Plugins
@@ -228,7 +236,7 @@ def evaluate(loaded: Loaded, *, samples: int, seed: int) -> dict[str, Any]:
         "observations": batches.size,
         "terms": {name: value if math.isfinite(value) else None for name, value in terms.items()},
         "log_likelihood": {
-            **_likelihood(loaded.model, samples, over_the_test_set),
+            **_likelihood(Density(loaded.model, samples * batches.size), samples, over_the_test_set),
             "samples": samples,
             "units": "nats",
         },
@@ -237,13 +245,14 @@ def evaluate(loaded: Loaded, *, samples: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _likelihood(model: LatentModel, samples: int, over_the_test_set: Callable[..., list[Tensor]]) -> dict[str, Any]:
+def _likelihood(density: Density, samples: int, over_the_test_set: Callable[..., list[Tensor]]) -> dict[str, Any]:
+    model = density.model
     if model.encoder is None:
         return _missing("no density: the model has no encoder to propose latents")
     if not samples:
         return _missing("not asked for")
     try:
-        return _mean(over_the_test_set(lambda batch: log_likelihood(model, batch, samples).cpu()))
+        return _mean(over_the_test_set(lambda batch: log_likelihood(model, batch, samples, density).cpu()))
     except NotImplementedError as error:
         if str(error).startswith("Could not run"):  # an operator that torch lacks on this device
             raise
@@ -365,6 +374,8 @@ def environment(
     recipe: Recipe, plugins: Plugins, device: torch.device, data_dir: Path | None, init_from: Path | None
 ) -> dict[str, Any]:
     """What a run was made with: versions, device, seed, and the commit of each plugin where it is known."""
+    contributing = [p for p in plugins.plugins.values() if p.entries]
+    commits = {name: _commit(name) for name in {p.distribution for p in contributing}}
     return {
         "command": sys.argv[1:],
         "python": platform.python_version(),
@@ -380,10 +391,9 @@ def environment(
                 "name": p.name,
                 "distribution": p.distribution,
                 "version": p.version,
-                "commit": _commit(p.distribution),
+                "commit": commits[p.distribution],
             }
-            for p in plugins.plugins.values()
-            if p.entries
+            for p in contributing
         ],
     }
 

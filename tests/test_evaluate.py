@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,12 @@ import torch
 from helpers import Genkit
 from PIL import Image
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, TransformedDistribution
 from torch.utils.data import TensorDataset
 
 import genkit
-from genkit.inference import log_likelihood, posterior_means, squared_errors, variance_of_means
+from genkit.distributions import log_density
+from genkit.inference import Density, asking, log_likelihood, posterior_means, squared_errors, variance_of_means
 from genkit.training.batches import batches_of, for_measurement
 
 SPEC = genkit.Spec(event_shape=(3,), latent_shape=(3,), value_range=(-1.0, 1.0))
@@ -96,6 +99,55 @@ def test_the_estimate_does_not_depend_on_how_many_samples_fit_at_once(monkeypatc
     pieces = log_likelihood(model(), batch, 10)
     assert not torch.equal(whole, pieces)
     assert pieces.mean().item() == pytest.approx(whole.mean().item(), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        Independent(Normal(torch.randn(5, 4, 2, 3), 0.7), 2),
+        Independent(Normal(torch.randn(4, 6), torch.tensor(0.01)), 1),
+        Independent(Normal(torch.randn(5, 4, 2, 3), torch.rand(2, 3) + 0.1), 2),
+        Independent(Normal(torch.randn(4, 6), torch.rand(4, 1) + 0.1), 1),
+        Independent(Normal(torch.randn(4, 6), 2.0), 0),
+        Independent(Bernoulli(logits=torch.randn(5, 4, 2, 3)), 2),
+        Normal(torch.randn(4), 1.0),
+    ],
+    ids=repr,
+)
+def test_a_density_in_few_passes_is_the_density(distribution: Distribution) -> None:
+    value = torch.rand(distribution.batch_shape[-1:] + distribution.event_shape).round()
+    torch.testing.assert_close(log_density(distribution, value), distribution.log_prob(value), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
+def test_a_large_request_is_compiled_and_gives_what_a_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, samples = torch.rand(6, 3), 10
+    monkeypatch.setattr("genkit.inference._CACHED", 4 * x.numel())  # 4 at a time, and 2 in the end
+    monkeypatch.setattr("genkit.inference._WORTH_COMPILING", len(x) * samples)
+    asked = model()
+    small, large = Density(asked, len(x) * samples - 1), Density(asked, len(x) * samples)
+    results = []
+    for density in (small, large):
+        with asking(asked, 0):
+            results.append(log_likelihood(asked, genkit.Batch(x), samples, density))
+    assert small.compiled is None
+    assert large.compiled is not None, "it was compiled, and the compiler did not fail"
+    torch.testing.assert_close(*results)
+
+
+def test_where_nothing_can_be_compiled_a_large_request_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> Callable[..., Tensor]:
+        def run(*_: object) -> Tensor:
+            raise RuntimeError("no compiler")
+
+        return run
+
+    monkeypatch.setattr("torch.compile", failing)
+    density, z = Density(model(), 2**40), torch.rand(2, 6, 3)
+    x = torch.rand(6, 3)
+    assert density.compiled is not None
+    assert torch.equal(density(z, x), density.evaluate(z, x, None))
+    assert density.compiled is None
 
 
 def test_memory_that_runs_out_halves_the_samples_at_once() -> None:

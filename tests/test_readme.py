@@ -13,6 +13,7 @@ import pytest
 from conftest import command, environment_with
 from helpers import Genkit, picture_size
 
+from benchmarks import speed
 from benchmarks.models import kept, pages
 from genkit import DEPLOYMENT, load_plugins
 
@@ -86,3 +87,10 @@ def test_every_model_has_a_page_with_its_formula_its_source_and_its_command() ->
 def test_the_figures_on_the_pages_are_those_that_were_kept() -> None:
     for path, content in pages(kept()).items():
         assert path.read_text() == content, f"{path.name}: python -m benchmarks.models --pages"
+
+
+@pytest.mark.parametrize("page", speed.PAGES, ids=lambda page: page.name)
+def test_the_speed_on_a_page_is_what_was_measured(page: Path) -> None:
+    text = page.read_text()
+    assert text.count("<!-- measured: ") == text.count("<!-- /measured -->") > 0
+    assert text == speed.written(text, speed.kept()), f"{page.name}: python -m benchmarks.speed"

@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from helpers import Genkit
 
+HEAVY = ("torch", "torchvision", "matplotlib", "tensorboard", "mlflow")
+"""What only the commands need that compute."""
+SLOW = (*HEAVY, "pydantic", "rich", "yaml", "numpy", "onnx", "onnxruntime", "platformdirs", "urllib.request", "asyncio")
+"""What a help text can do without: together they take several times as long to import as all that it needs."""
+
 _PROBE = """
 import json, sys
 from genkit.cli import main
-status = main(sys.argv[1:])
-heavy = [name for name in ("torch", "torchvision", "matplotlib", "tensorboard", "mlflow") if name in sys.modules]
-print("PROBE", json.dumps([status, heavy]))
+status = main(sys.argv[2:])
+print("PROBE", json.dumps([status, [name for name in json.loads(sys.argv[1]) if name in sys.modules]]))
 """
 
 
-def _probe(*arguments: object) -> tuple[int, list[str]]:
-    command = [sys.executable, "-c", _PROBE, *map(str, arguments)]
+def _probe(*arguments: object, modules: Sequence[str] = HEAVY) -> tuple[int, list[str]]:
+    command = [sys.executable, "-c", _PROBE, json.dumps(modules), *map(str, arguments)]
     lines = subprocess.check_output(command, text=True, stderr=subprocess.STDOUT).splitlines()
     status, heavy = json.loads(lines[-1].removeprefix("PROBE "))
     return status, heavy
@@ -42,6 +47,20 @@ def _probe(*arguments: object) -> tuple[int, list[str]]:
 )
 def test_listing_never_imports_torch(arguments: list[str]) -> None:
     assert _probe(*arguments) == (0, [])
+
+
+def test_the_help_text_imports_nothing_slow() -> None:
+    assert _probe("--help", modules=SLOW) == (0, [])
+
+
+def test_the_help_text_of_a_command_imports_nothing_slow_but_what_reads_its_options() -> None:
+    assert _probe("train", "--help", modules=sorted({*SLOW} - {"pydantic"})) == (0, [])
+
+
+def test_the_probe_would_notice_what_is_slow() -> None:
+    status, slow = _probe("models", modules=SLOW)
+    assert status == 0
+    assert {"pydantic", "rich", "yaml"} <= set(slow)
 
 
 def test_verify_never_imports_torch(genkit: Genkit, mnist_run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""What no loop can do without on this machine, for this model: the floor.
+
+On a CPU, the time of the bare matrix products, at their shapes and in the layouts in which they occur, and the bytes
+of everything else over a bandwidth that is measured:
+
+- the optimiser: Adam reads the parameter, the gradient and two moments, and writes all but the gradient. The four
+  are 10 MB, which a last-level cache may hold, so the bandwidth is measured on tensors of 10 MB in all;
+- elementwise: the gathering of uint8 rows and their conversion to float; of each hidden layer, the activation (read,
+  written) and its gradient (two read, one written); of the output, tanh, loss and gradient in one pass (two read, one
+  written); of the latent, the noise and its gradients. The bandwidth is measured on three tensors of a batch's size.
+  In a step they meet the weights in the same cache, which is not counted.
+
+What arithmetic costs outside of the products (tanh, the noise) is not counted either. On a GPU the floor is the larger
+of all bytes over the bandwidth and of the products' operations over their rate, and the replay of a graph that does
+next to nothing for each step. The operands of the products are then counted among the bytes, each once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.loops import BATCH, Ended, Epoch, Work, synchronize
+
+LAYERS = ((784, 400), (400, 20), (400, 20), (20, 400), (400, 784))
+PIXELS, HIDDEN, LATENT = 784, 800, 20
+"""Of an observation; both hidden layers together."""
+PARAMETERS = sum((inputs + 1) * outputs for inputs, outputs in LAYERS)
+OPTIMIZER_BYTES = 4 * 7 * PARAMETERS
+ELEMENTWISE_BYTES = BATCH * (PIXELS * (1 + 4) + 4 * 5 * HIDDEN + 4 * 3 * PIXELS + 4 * 7 * LATENT)
+"""Of one step."""
+
+Product = tuple[Tensor, Tensor, Tensor]
+"""Two factors, and where their product goes."""
+
+
+def products(device: torch.device) -> list[Product]:
+    """Those of one step: of each layer the output and both gradients, of the first none of the input."""
+    pairs = []
+    for i, (n, m) in enumerate(LAYERS):
+        x, w, g = (torch.randn(shape, device=device) for shape in ((BATCH, n), (m, n), (BATCH, m)))
+        pairs += [(x, w.t()), (g.t(), x)]
+        pairs += [(g, w)] if i else []
+    return [(a, b, a @ b) for a, b in pairs]
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, times: int) -> float:
+    """Of ``times`` calls."""
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def bandwidth(size: int, device: torch.device, times: int) -> float:
+    """Bytes a second of a sum of two tensors into a third, ``size`` bytes in all."""
+    a, b, c = (torch.ones(max(1, size // 12), device=device) for _ in range(3))
+    return 12 * a.numel() * times / seconds_of(lambda: torch.add(a, b, out=c), device, times)
+
+
+def run(work: Work, ended: Ended) -> None:
+    """Epochs of nothing but that."""
+    device = torch.device(work.device)
+    floor = on_gpu if device.type == "cuda" else on_cpu
+    while True:
+        parts = floor(device, work.steps)
+        ended(Epoch(parts.pop("floor"), None, parts))
+
+
+def on_cpu(device: torch.device, steps: int) -> dict[str, float]:
+    """Seconds of an epoch, in all and by part; bandwidths in GB/s."""
+    step = products(device)
+    bare = seconds_of(lambda: [torch.mm(a, b, out=c) for a, b, c in step], device, steps)
+    large = bandwidth(4 * 4 * PARAMETERS, device, steps)
+    small = bandwidth(4 * 3 * BATCH * PIXELS, device, 10 * steps)
+    optimizer, elementwise = steps * OPTIMIZER_BYTES / large, steps * ELEMENTWISE_BYTES / small
+    return {
+        "floor": bare + optimizer + elementwise,
+        "matrix products": bare,
+        "optimiser's traffic": optimizer,
+        "elementwise traffic": elementwise,
+        "GB/s, 10 MB": large / 1e9,
+        "GB/s, 1 MB": small / 1e9,
+    }
+
+
+def on_gpu(device: torch.device, steps: int) -> dict[str, float]:
+    """Seconds of an epoch, in all and by part; GB/s and TFLOP/s."""
+    step = products(device)
+    operations = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in step)
+    operands = 4 * sum(t.numel() for product in step for t in product)
+    n = 8192
+    a, b, c = (torch.ones(n, n, device=device) for _ in range(3))
+    rate = 2 * n**3 * 10 / seconds_of(lambda: torch.mm(a, b, out=c), device, 10)
+    memory = bandwidth(3 * 2**30, device, 20)
+    tiny, graph = torch.zeros(1, device=device), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tiny.add_(1)
+    bytes_, arithmetic = (OPTIMIZER_BYTES + ELEMENTWISE_BYTES + operands) / memory, operations / rate
+    replay = seconds_of(graph.replay, device, steps)
+    return {
+        "floor": steps * max(bytes_, arithmetic) + replay,
+        "bytes": steps * bytes_,
+        "operations": steps * arithmetic,
+        "empty graphs": replay,
+        "GB/s": memory / 1e9,
+        "TFLOP/s": rate / 1e12,
+    }

@@ -1,0 +1,225 @@
+"""``python -m benchmarks.scale``: how the time of an epoch grows, with the data, the model and the processes.
+
+- data: 1, 10 and 100 times 6,000 drawn images of 28 x 28, in memory and streamed from a file; ``mnist_vae``;
+- parameters: hidden layers of 100 to 3,200 units, on 6,000 images;
+- processes: ``torchrun`` with 1, 2 and 4 of them, each limited to one thread, on the 60,000 images of MNIST. Fewer
+  cores than that are shared; on GPUs there is one for each process, and no more processes than that;
+- waiting: of an epoch of ``shapes_vae`` on images of 64 x 64 x 3 that are streamed from a file, the share of its time
+  that the loop spends on waiting for its next portion. ``--images 1000000`` writes 12 GB.
+
+A figure is the second epoch's ``seconds`` in ``metrics.jsonl``; the first is the warm-up. Growth is linear where the
+time an image, and a million parameters' share of it, stay the same. The file of images was written just before, so what
+is read of it may be in memory already, as far as there is room.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+import genkit
+from benchmarks import figures
+from benchmarks.figures import spread
+from genkit.assemble import assemble, resolve
+from genkit.random import seeded
+from genkit.training.device import choose_device
+from genkit.training.loop import Trainer
+
+SMALL, LARGE = (1, 28, 28), (3, 64, 64)
+BASE = 6_000
+FACTORS = (1, 10, 100)
+HIDDEN = (100, 200, 400, 800, 1600, 3200)
+PROCESSES = (1, 2, 4)
+PARTS = ("data", "parameters", "processes", "waiting")
+_BLOCK = 10_000
+
+
+class Stored(Dataset[Any]):
+    """Images in a file of numpy's format, read one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self.images = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor]:
+        return (torch.from_numpy(np.array(self.images[index])),)
+
+
+def written(path: Path, count: int, shape: Sequence[int]) -> Path:
+    """A file of ``count`` images of noise, uint8."""
+    generator = np.random.default_rng(0)
+    images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, *shape))
+    for start in range(0, count, _BLOCK):
+        rows = min(_BLOCK, count - start)
+        images[start : start + rows] = generator.integers(0, 256, (rows, *shape), np.uint8)
+    images.flush()
+    return path
+
+
+class Epochs:
+    """Epochs of a model on given images, through genkit's trainer."""
+
+    def __init__(self, model: str, train: Dataset[Any], shape: tuple[int, ...], device: torch.device, **settings: Any):
+        registry = genkit.load_plugins().registry
+        test = TensorDataset(torch.zeros(2, *shape, dtype=torch.uint8))
+        registry.dataset("drawn_noise", lambda: genkit.Data(train, test, shape))
+        recipe = registry.get("model", model).load().with_settings({"dataset": "drawn_noise", **settings})
+        training = {"epochs": 2, "evaluate_every": 0, "sample_every": 0}
+        self.recipe = resolve(recipe.with_training(**training), registry)
+        with seeded(0):
+            self.task = replace(assemble(self.recipe, registry), pictures={})
+        self.trainer = Trainer(self.task, self.recipe.training, device, lambda hook, **_: None)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are trained."""
+        return sum(p.numel() for p in self.task.module.parameters())
+
+    def seconds(self) -> float:
+        """Of the second epoch."""
+        with tempfile.TemporaryDirectory() as folder:
+            run = genkit.Run.create(Path(folder, "run"), self.recipe, {})
+            self.trainer.fit(run)
+            return float(run.metrics()[-1]["seconds"])
+
+    def waiting(self) -> tuple[float, float]:
+        """Seconds of the second epoch, and how many of them were spent on waiting for portions."""
+        waits: list[float] = []
+        epoch_of = self.trainer.training.epoch
+
+        def timed(epoch: int, start: int = 0) -> Iterator[Any]:
+            waited, portions = 0.0, epoch_of(epoch, start)
+            while True:
+                started = time.perf_counter()
+                portion = next(portions, None)
+                waited += time.perf_counter() - started
+                if portion is None:
+                    waits.append(waited)
+                    return
+                yield portion
+
+        self.trainer.training.epoch = timed  # type: ignore[method-assign]
+        return self.seconds(), waits[-1]
+
+
+def over_data(folder: Path, factors: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """Seconds an epoch, by where the images are and how many."""
+    found: dict[str, dict[str, float]] = {"resident": {}, "streamed": {}}
+    for factor in factors:
+        path = written(folder / "images.npy", factor * BASE, SMALL)
+        resident = TensorDataset(torch.from_numpy(np.load(path)))
+        found["resident"][str(factor * BASE)] = Epochs("mnist_vae", resident, SMALL, device).seconds()
+        del resident
+        found["streamed"][str(factor * BASE)] = Epochs("mnist_vae", Stored(path), SMALL, device).seconds()
+    return found
+
+
+def over_parameters(folder: Path, device: torch.device) -> dict[str, float]:
+    """Seconds an epoch, by the number of parameters."""
+    images = TensorDataset(torch.from_numpy(np.load(written(folder / "images.npy", BASE, SMALL))))
+    found = {}
+    for hidden in HIDDEN:
+        settings = {"encoder.hidden": hidden, "decoder.hidden": hidden}
+        epochs = Epochs("mnist_vae", images, SMALL, device, **settings)
+        found[str(epochs.parameters)] = epochs.seconds()
+    return found
+
+
+def over_processes(folder: Path, device: torch.device) -> dict[str, float]:
+    """Seconds an epoch, by the number of processes that torchrun starts; on a CPU, each has one thread."""
+    found = {}
+    most = torch.cuda.device_count() if device.type == "cuda" else max(PROCESSES)
+    for count in (count for count in PROCESSES if count <= most):
+        run = folder / f"processes_{count}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command += ["-m", "genkit", "train", "--model", "mnist_vae", "--epochs", "2", "--device", device.type]
+        command += ["--out", str(run)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        rows = (run / "metrics.jsonl").read_text().splitlines()
+        found[str(count)] = float(json.loads(rows[-1])["seconds"])
+    return found
+
+
+def waiting(folder: Path, images: int, device: torch.device) -> dict[str, Any]:
+    """The share of an epoch's time that the loop waits for its input."""
+    stored = Stored(written(folder / "images.npy", images, LARGE))
+    seconds, waited = Epochs("shapes_vae", stored, LARGE, device).waiting()
+    return {"images": images, "seconds": seconds, "waited": waited}
+
+
+def slope(times: Mapping[str, float]) -> float:
+    """The exponent of the growth between the first and the last size: 1 where it is linear."""
+    sizes = [int(size) for size in times]
+    values = list(times.values())
+    return math.log(values[-1] / values[0]) / math.log(sizes[-1] / sizes[0])
+
+
+def lines(part: str, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was found, for a person."""
+    if part == "waiting":
+        shares = [100 * found["waited"] / found["seconds"] for found in rounds]
+        return [f"waiting for input: {spread(shares)} % of an epoch of {rounds[0]['images']:,} images of 64 x 64 x 3"]
+    groups = {f", {kind}": [found[kind] for found in rounds] for kind in rounds[0]} if part == "data" else {"": rounds}
+    unit = {"data": "images", "parameters": "parameters", "processes": "processes"}[part]
+    text = []
+    for name, each in groups.items():
+        for size in each[0]:
+            text.append(f"{int(size):>12,} {unit}{name}: {spread([times[size] for times in each], 3)} s an epoch")
+        if part == "processes":
+            for size in each[0]:
+                speed = spread([times["1"] / times[size] for times in each])
+                text.append(f"{int(size):>12,} processes: {speed} times the speed of one")
+        elif len(each[0]) > 1:
+            text.append(f"{'':12} growth{name}: the power {spread([slope(times) for times in each])}")
+    return text
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = figures.arguments("scale", __doc__, rounds=3)
+    parser.add_argument("--part", action="append", choices=PARTS, help="this one; once or more. Default: all")
+    parser.add_argument("--factors", type=int, nargs="+", default=FACTORS, help=f"times {BASE:,} images")
+    parser.add_argument("--images", type=int, default=4_000, metavar="N", help="of 64 x 64 x 3, for the waiting")
+    options = parser.parse_args()
+    device = choose_device(options.device)
+
+    result: dict[str, list[Any]] = {part: [] for part in PARTS if part in (options.part or PARTS)}
+    for _ in range(options.rounds):
+        for part, rounds in result.items():
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                if part == "data":
+                    rounds.append(over_data(folder, options.factors, device))
+                elif part == "parameters":
+                    rounds.append(over_parameters(folder, device))
+                elif part == "processes":
+                    rounds.append(over_processes(folder, device))
+                else:
+                    rounds.append(waiting(folder, options.images, device))
+    print(f"{figures.machine(device)}: medians of {options.rounds} rounds (lowest to highest)")
+    for part, rounds in result.items():
+        print("\n".join(lines(part, rounds)))
+    figures.keep("scale", result, device, options.json)
+
+
+if __name__ == "__main__":
+    main()

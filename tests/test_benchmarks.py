@@ -1,0 +1,67 @@
+"""The programs that measure speed run, and compare like with like. No time is asserted here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import speed
+
+ROOT = Path(__file__).parent.parent
+
+
+def benchmark(program: str, *arguments: object) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{program}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def figures(program: str, path: Path, *arguments: object) -> dict[str, Any]:
+    """A section of the results, which can be shown."""
+    benchmark(program, "--device", "cpu", "--json", path, *arguments)
+    sections: dict[str, Any] = json.loads(path.read_text())
+    assert sections[program]["machine"] in speed.block(program, {"cpu": sections})
+    section: dict[str, Any] = sections[program]
+    return section
+
+
+def test_the_training_loops_do_the_same_work_and_one_that_is_not_installed_says_so(tmp_path: Path) -> None:
+    rows = ("the textbook's loop", "plain torch, tuned", "genkit, eager", "the floor")
+    only = [word for row in (*rows, "pythae 0.1.2") for word in ("--only", row)]
+    loops = figures("train", tmp_path / "cpu.json", "--images", 512, "--rounds", 2, *only)["loops"]
+    assert all(len(loops[row]["seconds"]) == 2 for row in rows)
+    text = loops[rows[0]]["loss"]
+    for row in rows[1:3]:
+        assert loops[row]["loss"] == pytest.approx(text, rel=0.05), row
+    assert text[-1] < 0.9 * text[0]
+    if find_spec("pythae") is None:
+        assert "pip install" in loops["pythae 0.1.2"]["missing"]
+    else:
+        assert loops["pythae 0.1.2"]["loss"] == pytest.approx(text, rel=0.05)
+
+
+def test_samples_and_likelihoods_are_measured_with_their_products(tmp_path: Path) -> None:
+    found = figures("sample", tmp_path / "cpu.json", "--images", 8, "--samples", 200, "--rounds", 1)
+    for name in ("drawn", "likelihood"):
+        assert found[name]["seconds"][0] > 0 < found[name]["floor"][0]
+
+
+def test_growth_is_measured_over_data_in_memory_and_streamed_and_so_is_the_waiting(tmp_path: Path) -> None:
+    arguments = ["--rounds", 1, "--factors", 1, "--images", 130, "--part", "data", "--part", "waiting"]
+    found = figures("scale", tmp_path / "cpu.json", *arguments)
+    assert set(found["data"][0]) == {"resident", "streamed"}
+    assert 0 < found["waiting"][0]["waited"] < found["waiting"][0]["seconds"]
+
+
+def test_a_section_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    path.write_text('{"startup": {"machine": "another"}}')
+    figures("scale", path, "--rounds", 1, "--images", 130, "--part", "waiting")
+    assert json.loads(path.read_text())["startup"] == {"machine": "another"}
