@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import speed
+from benchmarks.loops import Loop, Missing, Work
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +46,12 @@ def test_the_training_loops_do_the_same_work_and_one_that_is_not_installed_says_
         assert "pip install" in loops["pythae 0.1.2"]["missing"]
     else:
         assert loops["pythae 0.1.2"]["loss"] == pytest.approx(text, rel=0.05)
+
+
+def test_what_genkit_refuses_on_a_device_is_said_of_that_row_alone(tmp_path: Path) -> None:
+    work = Work("cpu", 256, str(tmp_path / "run"), {"precision": "tf32"})
+    with Loop("genkit", work) as loop, pytest.raises(Missing, match="only CUDA devices have it"):
+        loop.epoch()
 
 
 def test_samples_and_likelihoods_are_measured_with_their_products(tmp_path: Path) -> None:

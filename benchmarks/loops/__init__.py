@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from genkit.errors import GenkitError
+
 BATCH = 128
 RATE = 1e-3
 
@@ -57,7 +59,7 @@ Ended = Callable[[Epoch], None]
 
 
 class Missing(Exception):
-    """What a loop needs and is not installed."""
+    """What a loop needs, and is not installed or not of this device."""
 
 
 class Loop:
@@ -80,12 +82,12 @@ class Loop:
         """The next one.
 
         Raises:
-            Missing: where a package is not installed.
+            Missing: where a package is not installed, or genkit refuses the work on this device.
         """
         try:
             self.connection.send(None)
             answer = self.connection.recv()
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             raise SystemExit(f"the loop {self.module!r} failed; see above") from None
         if isinstance(answer, str):
             raise Missing(answer)
@@ -120,6 +122,8 @@ def _serve(connection: Connection, name: str, work: Work) -> None:
         loop.run(work, ended)
     except EOFError:  # enough
         return
+    except GenkitError as error:  # a way to train that this device does not have
+        connection.send(str(error))
 
 
 def synchronize(device: torch.device) -> None:
