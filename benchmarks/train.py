@@ -26,10 +26,12 @@ from benchmarks.figures import ratios, spread
 from benchmarks.loops import Epoch, Loop, Missing, Work
 from genkit.training.device import choose_device
 
-STRATEGIES: Mapping[str, Mapping[str, Any]] = {"eager": {}}
+STRATEGIES: Mapping[str, Mapping[str, Any]] = {
+    name: {"step": name} for name in ("eager", "compiled", "graph", "compiled_graph")
+}
 """genkit's ways to execute a step, and the training options that ask for each. One may be of some devices only."""
 ANYWHERE = "eager"
-"""The one that is compared in two precisions: it has to work on every device."""
+"""The one that is compared in two precisions, where the device has bfloat16; it has to work on every device."""
 
 TEXT, FLOOR = "the textbook's loop", "the floor"
 LOOPS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -121,7 +123,8 @@ def main() -> None:
     device = choose_device(options.device)
     genkit.load_plugins().registry.get("dataset", "mnist").load()()  # fetches the images, if need be
 
-    names = options.only or list(LOOPS)
+    bf16 = has_bf16(device)
+    names = options.only or [name for name in LOOPS if bf16 or "bf16" not in name]
     loops = measure(names, options.rounds, str(device), options.images, options.curve)
     versions = {}
     for name in ("pythae", "pytorch-lightning"):
@@ -129,7 +132,7 @@ def main() -> None:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    result = {"versions": versions, "images": options.images, "bf16": has_bf16(device), "loops": loops}
+    result = {"versions": versions, "images": options.images, "bf16": bf16, "loops": loops}
     print(f"{figures.machine(device)}: {options.rounds} rounds, medians (lowest to highest)")
     columns = list(zip(HEAD, *table(loops), strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -139,7 +142,7 @@ def main() -> None:
         for part, values in row.get("parts", {}).items():
             print(f"  {name}: {part}: {statistics.median(values):.3f}")
     if options.curve:
-        for name in CURVES:
+        for name in (name for name in CURVES if name in loops):
             print(f"{name}, loss: {' '.join(f'{loss:.2f}' for loss in loops[name]['loss'])}")
     figures.keep("train", result, device, options.json)
 
