@@ -320,7 +320,12 @@ def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
 
 def portable(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copies on the CPU that share no memory, as the file format wants them."""
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise InvalidComponent(f"the state {name!r} is a {type(tensor).__name__}; only tensors can be saved")
-    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in require_tensors(tensors).items()}
+
+
+def require_tensors(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """``state``, of which nothing is anything else than a tensor, or ``InvalidComponent``."""
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InvalidComponent(f"the state {name!r} is a {type(value).__name__}; only tensors can be saved")
+    return state

@@ -20,7 +20,7 @@ from genkit.interfaces import Batch, Terms, unvalidated
 from genkit.pictures import Picture
 from genkit.random import derive, preserved, restore_states, seed_all, seeded, states_as_tensors
 from genkit.recipe import TrainingOptions
-from genkit.run import Checkpoint, Position, Run
+from genkit.run import Checkpoint, Position, Run, require_tensors
 from genkit.task import Task, Turn
 from genkit.training.batches import Batches, batches_of, for_measurement
 from genkit.training.device import arithmetic, describe_device, peak_memory, require_precision, reset_peak_memory
@@ -104,17 +104,13 @@ class Trainer:
                 self.step.active(),
             ):
                 ended_by = self.run_to_the_end()
-                if (
-                    self.team.leads and self.device.type != "cuda"
-                ):  # of the process: not the same whenever it is resumed
-                    run.remember(peak_memory_bytes=peak_memory(self.device))
                 outcome = "finished" if ended_by == "finished" else "interrupted"
         except Diverged:
             outcome = "diverged"
             raise
         except RuntimeError as error:
-            if self.team.size > 1 and _is_of_the_network(error):
-                raise self.team.lost(error) from error
+            if self.team.lost_another(error):
+                raise self.team.alone_now(error) from error
             raise
         finally:
             self.notify("genkit_run_ended", run=run, outcome=outcome)
@@ -125,7 +121,7 @@ class Trainer:
 
         The module is left as it was.
         """
-        before = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+        before = {name: tensor.clone() for name, tensor in require_tensors(self.module.state_dict()).items()}
         with arithmetic(self.options.precision), seeded(0), evaluating(self.module), unvalidated():
             for dataset, batches in ((self.task.data.train, self.training), (self.task.data.test, self.test)):
                 x, labels = take(dataset, range(min(2, batches.size)))
@@ -180,6 +176,8 @@ class Trainer:
                     self.require_finite(self.meter.read())
                     self.save()
                     return Signals(stopped_by).name
+        if self.device.type != "cuda" and self.team.leads and self.run.environment:
+            self.run.remember(peak_memory_bytes=peak_memory(self.device))
         return "finished"
 
     def train_epoch(self, interruption: Interruption) -> bool:
@@ -372,8 +370,3 @@ def measure(
 def _random_prefix(rank: int) -> str:
     """What precedes the names of a process's random states in a checkpoint."""
     return f"random.{rank}." if rank else "random."
-
-
-def _is_of_the_network(error: RuntimeError) -> bool:
-    words = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Gloo", "gloo")
-    return any(word in str(error) for word in words)

@@ -93,6 +93,8 @@ class Meter:
 
     def read(self) -> Reading:
         """The one synchronisation with the host, and with the other processes."""
+        if not self.steps:
+            return Reading({}, {})
         sums, finite = torch.stack(self._together()).tolist()
         means = {name: value / self.count for name, value in zip(self.names, sums, strict=True)}
         bad = {

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 _PATIENCE = timedelta(minutes=30)
 """How long one process waits for another, which may be fetching a dataset."""
+_OF_THE_NETWORK = ("closed by peer", "reset by peer", "gloo", "Gloo", "NCCL", "Broken pipe")
+"""What errors of collectives say where the other side is gone; gloo has no class of errors for it."""
 _SHARDED = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 """Modules whose parameters are used in their own ``forward`` alone, so that sharding can gather them there."""
 _WORTH_SHARDING = 2**14
@@ -188,12 +190,16 @@ class Team:
         try:
             function(*arguments)
         except RuntimeError as error:
-            if "out of memory" in str(error):
-                raise
-            raise self.lost(error) from error
+            if self.lost_another(error):
+                raise self.alone_now(error) from error
+            raise
 
-    def lost(self, error: Exception) -> ProcessLost:
-        """The error of a process that waited for another in vain."""
+    def lost_another(self, error: RuntimeError) -> bool:
+        """Whether an error is that of a process that waited for another in vain."""
+        return self.size > 1 and any(word in str(error) for word in _OF_THE_NETWORK)
+
+    def alone_now(self, error: RuntimeError) -> ProcessLost:
+        """What such a process has to say."""
         return ProcessLost(
             f"process {self.rank} of {self.size}: another process of this run has ended, and it cannot go on alone "
             f"({str(error).strip().splitlines()[0]}). The last checkpoint is kept: start them all again with --resume"
