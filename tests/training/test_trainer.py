@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -33,11 +34,16 @@ def toy(terms: Callable[[genkit.Batch], genkit.Terms], module: nn.Module, x: Ten
     return genkit.Task(module, lambda: [genkit.Turn("main", terms, list(module.parameters()))], lambda: [], sets)
 
 
-def train(task: genkit.Task, folder: Path, notify: Callable[..., None] = lambda *_, **__: None, **options: Any) -> Path:
-    """Trains a task for an epoch, or as the options say."""
+def recipe_with(**options: Any) -> genkit.Recipe:
     recipe = genkit.Recipe(
         "toy", dataset=COMPONENT, decoder=COMPONENT, prior=COMPONENT, loss=COMPONENT, latent_shape=(1,)
-    ).with_training(**{"epochs": 1, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.1, **options})
+    )
+    return recipe.with_training(**{"epochs": 1, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.1, **options})
+
+
+def train(task: genkit.Task, folder: Path, notify: Callable[..., None] = lambda *_, **__: None, **options: Any) -> Path:
+    """Trains a task for an epoch, or as the options say."""
+    recipe = recipe_with(**options)
     trainer = Trainer(task, recipe.training, CPU, notify)
     assert trainer.fit(genkit.Run.create(folder, recipe, {})) == "finished"
     return folder
@@ -351,3 +357,20 @@ def test_a_picture_that_cannot_be_drawn_is_not_worth_a_run(tmp_path: Path) -> No
     broken = genkit.Task(task.module, task.turns, task.graphs, task.data, pictures={"samples": paint})
     train(broken, tmp_path / "run", notify)
     assert said == ["the picture 'samples' of epoch 1 could not be made: ZeroDivisionError: no brush"]
+
+
+def test_an_interrupt_between_two_epochs_saves_and_ends_there(tmp_path: Path) -> None:
+    module = Scalars()
+
+    def notify(hook: str, **arguments: Any) -> None:
+        if hook == "genkit_epoch_ended" and arguments["metrics"]["epoch"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    task = toy(lambda batch: genkit.Terms((batch.x.squeeze(1) * module.a - module.b).square()), module)
+    recipe = recipe_with(epochs=5)
+    run = genkit.Run.create(tmp_path / "run", recipe, {})
+    assert Trainer(task, recipe.training, CPU, notify).fit(run) == "SIGTERM"
+    assert [row["epoch"] for row in run.metrics()] == [1, 2]
+    assert run.checkpoint("last").position == Position(2, 0, 6)
+    assert Trainer(task, recipe.training, CPU, notify).fit(run) == "finished"
+    assert [row["epoch"] for row in run.metrics()] == [1, 2, 3, 4, 5]
