@@ -99,13 +99,11 @@ class EagerStep:
                 inputs = None if self.options.sharded else turn.parameters
                 (total if share == 1 else total * share).backward(inputs=inputs)
                 sums = {name: sums[name] + value for name, value in values.items()} if sums else values
-            self.team.average(turn.parameters)
+            self.team.average(turn.parameters, self.states() if turn is self.turns[-1] else (), own)
             if self.options.clip_norm is not None:
                 clip_grad_norm_(turn.parameters, self.options.clip_norm)
             optimizer.step()
             results.append((turn.name, sums if portion.own else {name: v * 0 for name, v in sums.items()}))
-        if self.team.size > 1:
-            self.team.average((), self.states(), own)
         self.meter.add(results)
 
     def load(self, items: Any) -> Batch:

@@ -42,6 +42,8 @@ def step_for(
         raise InvalidOption(f"step = {name!r}: sharded layers are gathered between operations; use --step eager")
 
     def states() -> list[Tensor]:
+        if team.size == 1:
+            return []
         saved = module.state_dict().keys()
         return [b for name, b in module.named_buffers() if name in saved and b.is_floating_point()]
 

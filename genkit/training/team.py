@@ -63,20 +63,20 @@ class Team:
         from torch.distributed.tensor import DTensor
 
         own = [p for p in gradients if not isinstance(p, DTensor)]
-        present = torch.tensor([float(p.grad is not None) for p in own])
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
-        parts = [*grads, *(state * share for state in states)]
-        device = parts[0].device if parts else torch.device("cpu")
-        flat = torch.cat([*(part.detach().flatten().float() for part in parts), present.to(device)])
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
+        parts += [state * share for state in states]
+        if not parts:
+            return
+        present = torch.tensor([float(p.grad is not None) for p in own], device=parts[0].device)
+        flat = torch.cat([*(part.detach().flatten().float() for part in parts), present])
         self._all_reduce(flat)
         flat /= self.size
-        means = flat.split([*(part.numel() for part in parts), len(present)])
-        targets = [*grads, *states]
-        for target, mean in zip(targets, means, strict=False):  # the last are those that were present
-            target.copy_(mean.view_as(target))
-        if not present.all():
-            for parameter, grad, found in zip(own, grads, means[-1].tolist(), strict=True):
-                parameter.grad = grad if found else None
+        means = flat.split([*(part.numel() for part in parts), len(own)])
+        somewhere = [True] * len(own) if all(p.grad is not None for p in own) else means[-1].tolist()
+        for parameter, mean, found in zip(own, means, somewhere, strict=False):
+            parameter.grad = mean.view_as(parameter).to(parameter.dtype) if found else None
+        for state, mean in zip(states, means[len(own) :], strict=False):
+            state.copy_(mean.view_as(state))
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over the processes."""
