@@ -130,6 +130,7 @@ class Session:
         """Runs the page; gives every block that is to show something, with what it should."""
         for name in _given(self.page):
             _put(name, self.folder)
+            self.trained |= name in ("runs/first", "bundle")
         before = list(sys.path)
         sys.path.insert(0, str(self.folder))
         sys.modules[self.module.__name__] = self.module
