@@ -202,7 +202,7 @@ class Session:
                 site = self.folder.with_name(f"{self.folder.name}-site")
                 pip = [sys.executable, "-m", "pip", "install", *_OFFLINE, "--target", str(site), str(source)]
                 subprocess.run(pip, check=True)
-                self.path += [source, site] if "-e" in words else [site]
+                self.path += [source, site] if "-e" in words else [site]  # what is edited comes before the copy
                 sys.path[:0] = map(str, self.path)
                 importlib.invalidate_caches()
             else:
