@@ -1,7 +1,5 @@
 """TensorBoard: ``genkit train --tracker tensorboard`` writes event files into the run directory."""
 
-from __future__ import annotations
-
 import genkit
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
+import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import genkit
-from genkit_tensorboard.model import add_graph
 
 try:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,15 +24,13 @@ try:
 except ImportError as error:
     raise ImportError(f'it needs tensorboard: pip install "genkit-torch[tensorboard]" ({error})') from error
 
-_LAST = "images_per_second"
-"""What is written last of an epoch, and so says that the epoch is whole."""
+_LAST = "images_per_second"  # what is written last of an epoch, and so says that the epoch is whole
 
 
 class TensorBoard:
     """Writes ``RUN/tensorboard``. The step of everything is its epoch, the number that ``--checkpoint`` takes."""
 
-    def __init__(self) -> None:
-        self.writer: SummaryWriter | None = None
+    writer: SummaryWriter | None = None
 
     @genkit.hookimpl
     def genkit_run_started(self, run: genkit.Run, task: genkit.Task, epoch: int) -> None:
@@ -41,9 +43,8 @@ class TensorBoard:
             {k: v if v is None or isinstance(v, (int, float)) else str(v) for k, v in recipe.flat().items()},
             dict.fromkeys(["train/loss", "test/loss"] if recipe.training.evaluate_every else ["train/loss"]),
         )
-        assert writer.file_writer is not None, "it is there until the writer is closed"
         for summary in (experiment, session):  # add_hparams() would write a run of its own beside this one
-            writer.file_writer.add_summary(summary)
+            writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # it is there until it is closed
         writer.add_text("recipe", f"```yaml\n{recipe.to_yaml()}```")
         if not drawn:
             add_graph(writer, task)
@@ -85,3 +86,25 @@ def add(writer: SummaryWriter, metrics: Mapping[str, Any]) -> None:
     scalars = {f"{part}/{term}": value for part in ("train", "test") for term, value in metrics.get(part, {}).items()}
     for name, value in {**scalars, _LAST: metrics[_LAST]}.items():
         writer.add_scalar(name, math.nan if value is None else value, metrics["epoch"])
+
+
+class SideBySide(torch.nn.ModuleDict):
+    """The graphs of a model as one, because TensorBoard shows one a run."""
+
+    def forward(self, *inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[torch.Tensor, ...], ...]:
+        return tuple(module(*values) for module, values in zip(self.values(), inputs, strict=True))
+
+
+def add_graph(writer: SummaryWriter, task: genkit.Task) -> None:
+    """Writes what can be exported of the model, traced of a copy in evaluation mode; a warning where that fails."""
+    try:
+        graphs = [graph for graph in task.graphs() if isinstance(graph, genkit.Graph)]
+        random = torch.Generator().manual_seed(0)
+        inputs = [tuple(value.draw(2, random) for value in graph.inputs.values()) for graph in graphs]
+        model = copy.deepcopy(SideBySide({graph.name: graph.module for graph in graphs})).cpu().eval()
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"), torch.no_grad():
+            writer.add_graph(model, inputs)  # it prints what it raises, and warns of constants
+    except Exception as error:  # a picture of the model is not worth a run's curves
+        reason = next(iter(str(error).strip().splitlines()), "")
+        message = f"TensorBoard gets no graph of the model: {type(error).__name__}: {reason}"
+        warnings.warn(message, genkit.PluginWarning, 2)

@@ -517,7 +517,7 @@ def test_a_page_that_cannot_be_is_refused_before_anything_is_checked(
     assert said in asked.stderr
 
 
-def test_the_page_names_every_runtime_and_its_example_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_names_every_runtime() -> None:
     page = (Path(__file__).parents[2] / "docs" / "runtimes.md").read_text()
     table = page.partition("\n| runtime |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == {
@@ -526,17 +526,3 @@ def test_the_page_names_every_runtime_and_its_example_is_one(monkeypatch: pytest
         *OURS,
         *JAVASCRIPT,
     }
-    example: dict[str, Any] = {}
-    exec(page.split("```python\n")[1].split("```")[0], example)
-    monkeypatch.setitem(sys.modules, "fast", None)
-    with pytest.raises(genkit.RuntimeMissing, match="pip install fast"):
-        example["Fast"]()
-
-    def not_found(path: Path, **options: int) -> None:
-        raise LookupError(path)
-
-    monkeypatch.setitem(
-        sys.modules, "fast", SimpleNamespace(__version__="1", UnknownOperator=LookupError, open=not_found)
-    )
-    with pytest.raises(genkit.Unsupported):
-        example["Fast"]().load(Path("nowhere"))

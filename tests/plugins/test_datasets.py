@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import gzip
 import hashlib
-import importlib
 import inspect
 import json
 import math
 import pickle
-import re
 import signal
 import subprocess
 import sys
@@ -35,7 +33,6 @@ from torchvision import datasets as originals
 
 import genkit as gk
 from genkit import session
-from genkit.plugins import Plugin
 
 pytestmark = pytest.mark.xdist_group("datasets")
 
@@ -602,32 +599,6 @@ def test_a_model_of_shards_works_throughout(here: Genkit, tmp_path: Path, monkey
 
 
 # The page
-
-
-def test_the_dataset_on_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = Path(__file__).parents[2] / "docs" / "datasets.md"
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "scans.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("scans")
-    images = folder_of_images(tmp_path / "images", mode="RGB")
-    (images / "labels.csv").write_text("".join(f"class{i % 2}/{i:02d}.png,{i % 2}\n" for i in range(20)))
-    plugins = gk.load_plugins()
-    plugins.add(module, Plugin("scans", "scans", "1"))
-    pairs = [f"dataset=scans:{images}", *TINY, "dataset.size=8"]
-    plan = session.plan(
-        plugins.registry,
-        model="mnist_vae",
-        settings=pairs,
-        training={"epochs": 1},
-        out=tmp_path / "run",
-        resume=False,
-    )
-    run, outcome = session.carry_out(plan, plugins, device="cpu", data_dir=None, init_from=None)
-    assert outcome == "finished"
-    assert run.recipe.dataset.to_mapping() == {"use": "scans", "folder": str(images), "size": 8}
-    loaded = session.load(run.path, plugins.registry, "last", "cpu", None)
-    assert (loaded.task.data.classes, len(loaded.task.data.test)) == (2, 4)
 
 
 def test_the_page_has_every_dataset_and_every_option_of_those_that_are_here_by_name() -> None:

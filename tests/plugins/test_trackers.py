@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from genkit_tensorboard.model import add_graph
+from genkit_tensorboard.tracker import add_graph
 from helpers import Genkit, tree
 from mlflow import MlflowClient
 from mlflow.entities import Run as MLflowRun
@@ -30,7 +27,6 @@ from torch.utils.tensorboard import SummaryWriter
 import genkit as gk
 from genkit import session
 from genkit.assemble import assemble
-from genkit.plugins import Plugin
 
 pytestmark = [
     pytest.mark.xdist_group("trackers"),
@@ -440,16 +436,3 @@ def test_a_full_disk_costs_a_warning_and_what_was_missed_is_made_up_for_later(tm
     train(gk.load_plugins(), run, "tensorboard", epochs=4)
     assert scalars(run) == in_float32(curves(run))
     assert len(metrics(run)) == 4
-
-
-def test_the_tracker_on_the_page_works_and_follows_only_the_run_that_asked(tmp_path: Path) -> None:
-    page = Path(__file__).parents[2] / "docs" / "trackers.md"
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "page.py").write_text(code)
-    plugins = gk.load_plugins()
-    plugins.add(SimpleNamespace(**runpy.run_path(str(tmp_path / "page.py"))), Plugin("page", "page", "1"))
-    train(plugins, tmp_path / "run", "journal", epochs=2)
-    train(plugins, tmp_path / "other", "none", epochs=1)
-    lines = [f"{row['epoch']} {row['train']['loss']}" for row in metrics(tmp_path / "run")]
-    assert (tmp_path / "run" / "journal.txt").read_text().splitlines() == lines
-    assert not (tmp_path / "other" / "journal.txt").exists()
