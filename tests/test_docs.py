@@ -102,6 +102,12 @@ EXCUSED = {
         "run by tests/tools.py",
         "run by benchmarks/matrix.py",
     },
+    "docs/scaling.md": {
+        "run by tests/training/test_strategies.py",
+        "run by tests/training/test_team.py",
+        "not run: it takes two machines",
+        "not run: it takes a cluster",
+    },
     "docs/web.md": {"run by tests/exporters/test_web.py"},
 }
 """What of the pages is not run as a session, and why."""
@@ -134,6 +140,7 @@ def test_few_blocks_are_excused_and_somebody_runs_them() -> None:
         assert excuse.startswith("not run: ") or (pages.ROOT / excuse.removeprefix("run by ")).is_file(), excuse
 
 
+@pytest.mark.filterwarnings("ignore:'benchmarks:RuntimeWarning")  # of runpy, where a test has imported it before
 @pytest.mark.parametrize(
     "command",
     sorted({m for page in pages.PAGES for m in re.findall(r"`python -m (benchmarks\.[^`]+)`", page.read_text())}),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from benchmarks import speed
 from benchmarks.models import kept, pages
 from genkit import DEPLOYMENT, load_plugins
