@@ -2,8 +2,9 @@
 
 - data: 1, 10 and 100 times 6,000 drawn images of 28 x 28, in memory and streamed from a file; ``mnist_vae``;
 - parameters: hidden layers of 100 to 3,200 units, on 6,000 images;
-- processes: ``torchrun`` with 1, 2 and 4 of them, each limited to one thread, on the 60,000 images of MNIST. Fewer
-  cores than that are shared; on GPUs there is one for each process, and no more processes than that;
+- processes: ``torchrun`` with 1, 2 and 4 of them, each limited to one thread, on the 60,000 images of MNIST, in the
+  textbook's batches and in large ones. Fewer cores than that are shared; on GPUs there is one for each process, and no
+  more processes than that. Beside it, the products of an epoch by as many processes that never wait for each other;
 - waiting: of an epoch of ``shapes_vae`` on images of 64 x 64 x 3 that are streamed from a file, the share of its time
   that the loop spends on waiting for its next portion. ``--images 1000000`` writes 12 GB.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -34,6 +36,8 @@ from torch.utils.data import Dataset, TensorDataset
 import genkit
 from benchmarks import figures
 from benchmarks.figures import spread
+from benchmarks.loops import BATCH
+from benchmarks.loops.floor import products, seconds_of
 from genkit.assemble import assemble, resolve
 from genkit.random import seeded
 from genkit.training.device import choose_device
@@ -44,6 +48,8 @@ BASE = 6_000
 FACTORS = (1, 10, 100)
 HIDDEN = (100, 200, 400, 800, 1600, 3200)
 PROCESSES = (1, 2, 4)
+BATCHES = (128, 1024)
+"""Of the training by several processes: the textbook's, and one of a size for which one uses several."""
 PARTS = ("data", "parameters", "processes", "waiting")
 _BLOCK = 10_000
 
@@ -141,22 +147,54 @@ def over_parameters(folder: Path, device: torch.device) -> dict[str, float]:
     return found
 
 
-def over_processes(folder: Path, device: torch.device) -> dict[str, float]:
-    """Seconds an epoch, by the number of processes that torchrun starts; on a CPU, each has one thread."""
-    found = {}
+def over_processes(folder: Path, device: torch.device) -> dict[str, dict[str, float]]:
+    """Seconds an epoch, by the number of processes that torchrun starts; on a CPU, each has one thread.
+
+    Beside it, how long as many processes take that divide an epoch's products and never wait for each other: no way of
+    training together can gain more on this machine.
+    """
     most = torch.cuda.device_count() if device.type == "cuda" else max(PROCESSES)
-    for count in (count for count in PROCESSES if count <= most):
-        run = folder / f"processes_{count}"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        command += ["-m", "genkit", "train", "--model", "mnist_vae", "--epochs", "2", "--device", device.type]
-        command += ["--out", str(run)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        rows = (run / "metrics.jsonl").read_text().splitlines()
-        found[str(count)] = float(json.loads(rows[-1])["seconds"])
+    counts = [count for count in PROCESSES if count <= most]
+    found = {f"batches of {size:,}": {str(n): together(folder, device, size, n) for n in counts} for size in BATCHES}
+    if device.type == "cpu":
+        found["products apart"] = {str(count): apart(count) for count in counts}
     return found
+
+
+def together(folder: Path, device: torch.device, batch_size: int, count: int) -> float:
+    """Seconds of the second epoch of ``count`` processes that train one model."""
+    run = folder / f"processes_{batch_size}_{count}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += ["-m", "genkit", "train", "--model", "mnist_vae", "--epochs", "2", "--device", device.type]
+    command += ["--batch-size", str(batch_size), "--out", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    return float(json.loads(rows[-1])["seconds"])
+
+
+def apart(count: int) -> float:
+    """Seconds that ``count`` processes of one thread take for an epoch's products, of which each has its part."""
+    context = multiprocessing.get_context("spawn")
+    begin, times = context.Barrier(count), context.Queue()
+    steps = 60_000 // BATCH // count
+    workers = [context.Process(target=_multiply, args=(begin, times, steps)) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    slowest: float = max(times.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+    return slowest
+
+
+def _multiply(begin: Any, times: Any, steps: int) -> None:
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    step = products(cpu)
+    begin.wait()
+    times.put(seconds_of(lambda: [torch.mm(a, b, out=c) for a, b, c in step], cpu, steps))
 
 
 def waiting(folder: Path, images: int, device: torch.device) -> dict[str, Any]:
@@ -178,7 +216,9 @@ def lines(part: str, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     if part == "waiting":
         shares = [100 * found["waited"] / found["seconds"] for found in rounds]
         return [f"waiting for input: {spread(shares)} % of an epoch of {rounds[0]['images']:,} images of 64 x 64 x 3"]
-    groups = {f", {kind}": [found[kind] for found in rounds] for kind in rounds[0]} if part == "data" else {"": rounds}
+    groups = {"": rounds}
+    if part != "parameters":
+        groups = {f", {kind}": [found[kind] for found in rounds] for kind in rounds[0]}
     unit = {"data": "images", "parameters": "parameters", "processes": "processes"}[part]
     text = []
     for name, each in groups.items():
@@ -187,7 +227,7 @@ def lines(part: str, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
         if part == "processes":
             for size in each[0]:
                 speed = spread([times["1"] / times[size] for times in each])
-                text.append(f"{int(size):>12,} processes: {speed} times the speed of one")
+                text.append(f"{int(size):>12,} processes{name}: {speed} times the speed of one")
         elif len(each[0]) > 1:
             text.append(f"{'':12} growth{name}: the power {spread([slope(times) for times in each])}")
     return text

@@ -1,15 +1,16 @@
-"""What the site has beside the pages in docs/: the README as its home, and references that are made from the code."""
+"""What the site has beside the pages in docs/: the README as its home, references made from the code, formulas."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Iterator
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 import typer
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -21,6 +22,9 @@ from genkit.cli import app
 ROOT = Path(__file__).parents[2]
 _FIRST = ["genkit.trained", "genkit.pictures", "genkit.loading", "genkit.interfaces", "genkit.task", "genkit.recipe"]
 """The modules that most people look for; the others follow in the order of the package."""
+_FORMULA = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)
+_ROLE = re.compile(r":math:<code>(.*?)</code>", re.DOTALL)
+_DIRECTIVE = re.compile(r"<p>\.\. math:: (.*?)</p>", re.DOTALL)
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
@@ -52,7 +56,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             path = _up(page) + found.relative_to(ROOT / "docs").as_posix()
         return link[1] + path + ("#" + anchor if anchor else "") + link[3]
 
-    return _LINK.sub(target, markdown)
+    formulas = _FORMULA.sub(lambda found: convert(found[1], display="block"), markdown)
+    return _LINK.sub(target, formulas)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Sets the formulas of docstrings, as MathML, which browsers show by themselves."""
+    html = _ROLE.sub(lambda found: convert(unescape(found[1])), html)
+    return _DIRECTIVE.sub(lambda found: convert(unescape(found[1]), display="block"), html)
 
 
 def _up(page: Page) -> str:
