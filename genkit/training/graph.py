@@ -42,7 +42,8 @@ class CUDARecorder:
     def record(self, work: Callable[[], None]) -> Replay:
         """Torch registers its random generator with the graph, which then draws what eager operations would draw."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
+        # readers of streamed data pin memory in a thread of theirs, which is no part of the recording
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             work()
         replay: Replay = graph.replay
         return replay
