@@ -61,14 +61,10 @@ def test_samples_and_likelihoods_are_measured_with_their_products(tmp_path: Path
 
 
 def test_growth_is_measured_over_data_in_memory_and_streamed_and_so_is_the_waiting(tmp_path: Path) -> None:
-    arguments = ["--rounds", 1, "--factors", 1, "--images", 130, "--part", "data", "--part", "waiting"]
-    found = figures("scale", tmp_path / "cpu.json", *arguments)
-    assert set(found["data"][0]) == {"resident", "streamed"}
-    assert 0 < found["waiting"][0]["waited"] < found["waiting"][0]["seconds"]
-
-
-def test_a_section_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
     path.write_text('{"startup": {"machine": "another"}}')
-    figures("scale", path, "--rounds", 1, "--images", 130, "--part", "waiting")
-    assert json.loads(path.read_text())["startup"] == {"machine": "another"}
+    arguments = ["--rounds", 1, "--factors", 1, "--images", 130, "--part", "data", "--part", "waiting"]
+    found = figures("scale", path, *arguments)
+    assert set(found["data"][0]) == {"resident", "streamed"}
+    assert 0 < found["waiting"][0]["waited"] < found["waiting"][0]["seconds"]
+    assert json.loads(path.read_text())["startup"] == {"machine": "another"}, "other sections stay as they are"
