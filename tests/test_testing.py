@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import genkit
 from genkit.testing import conformance
@@ -403,6 +406,21 @@ def test_every_check_has_a_fault_that_it_finds() -> None:
     assert checks(*EVERY) == FAULTS.keys() | UNTRIED.keys()
 
 
+@pytest.fixture
+def undone() -> Iterator[None]:
+    """What a plugin changes in this process, put back."""
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    validation: Any = torch.distributions.Distribution._validate_args
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_float32_matmul_precision(precision)
+    torch.distributions.Distribution.set_default_validate_args(validation)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.mark.usefixtures("undone")
 @pytest.mark.parametrize(
     ("code", "what"),
     [

@@ -35,7 +35,8 @@ def footprint(plugin: str) -> dict[str, str]:
 
 def report(plugin: str) -> None:
     """What the process does: imports the plugin step by step, and prints what each step changed."""
-    import torch  # noqa: F401  # what torch, and what every command imports, have done is done
+    import rich.style  # noqa: F401  # it draws a number; what it, torch, and every command have done is done
+    import torch  # noqa: F401
 
     import genkit.cli  # noqa: F401
     from genkit.plugins import GROUP, load_plugins
