@@ -120,7 +120,7 @@ class Epochs:
                     return
                 yield portion
 
-        self.trainer.training.epoch = timed  # type: ignore[method-assign]
+        self.trainer.training.epoch = timed  # type: ignore[method-assign]  # to measure the loop's own iterator
         return self.seconds(), waits[-1]
 
 

@@ -90,6 +90,9 @@ class SaidElsewhere(GenkitError):
         super().__init__(status)
         self.status = status
 
+    def __str__(self) -> str:
+        return "another process of this run says what is wrong"
+
 
 class ExportRefused(GenkitError):
     """A graph that could not be written, or that failed its proof; nothing was published."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from genkit.compiling import compiled, many_kernels
 from genkit.data import scale, to_unit
 from genkit.distributions import Delta, log_density
 from genkit.errors import InvalidOption
@@ -160,7 +161,7 @@ class Density:
         self.shape: torch.Size | None = None
         self.compiled: Callable[..., Tensor] | None = None
         if evaluations >= _WORTH_COMPILING:
-            self.compiled = torch.compile(self.evaluate, dynamic=False, options={"fallback_random": True})
+            self.compiled = compiled(self.evaluate)
 
     def evaluate(self, z: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
         """By torch, operator by operator."""
@@ -171,7 +172,8 @@ class Density:
         self.shape = self.shape or z.shape
         if self.compiled is not None and z.shape == self.shape:
             try:
-                return self.compiled(z, x, condition)
+                with many_kernels():
+                    return self.compiled(z, x, condition)
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # a compiler's; if it is the model's, it is raised again

@@ -122,7 +122,8 @@ class GraphStep:
             reason = str(error).strip().splitlines()[0]
             if self.otherwise is None:
                 raise InvalidOption(
-                    f"step = 'graph': a step of this model cannot be recorded ({reason}); use --step eager or compiled"
+                    f"step = {self.inner.options.step!r}: a step of this model cannot be recorded ({reason}); "
+                    "use --step eager or compiled"
                 ) from error
             self.otherwise(f"a step cannot be recorded as a CUDA graph ({reason}); training goes on without")
             return None

@@ -126,7 +126,7 @@ class Trainer:
             for dataset, batches in ((self.task.data.train, self.training), (self.task.data.test, self.test)):
                 x, labels = take(dataset, range(min(2, batches.size)))
                 batch = batches.finish(x.to(self.device), None if labels is None else labels.to(self.device))
-                with self.step.autocast:
+                with self.step.autocast, self.team.using():
                     results = [(turn, turn(batch)) for turn in self.turns]
                 Meter(self.device).add(
                     [(turn.name, sums_of(turn.name, terms, len(batch.x))) for turn, terms in results]

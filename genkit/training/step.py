@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from genkit.compiling import compiled, many_kernels
 from genkit.errors import InvalidComponent, InvalidOption
 from genkit.interfaces import Batch
 from genkit.recipe import TrainingOptions
@@ -123,9 +124,7 @@ class CompiledStep(EagerStep):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        options: dict[str, Any] = {"fallback_random": True}  # the random numbers that eager operations would draw
-        self._load = torch.compile(self.batches.load, dynamic=False, options=options)
-        self._forward = torch.compile(forward, dynamic=False, options=options)
+        self._load, self._forward = compiled(self.batches.load), compiled(forward)
         self.compiling = False
 
     def __call__(self, portion: Portion, step: int) -> None:
@@ -135,10 +134,7 @@ class CompiledStep(EagerStep):
 
     def active(self) -> AbstractContextManager[None]:
         """What has to be in force while steps are taken."""
-        # several models in one process have their kernels beside each other; torch would give up after eight
-        limits: Any = torch._dynamo.config
-        patched: AbstractContextManager[None] = limits.patch(recompile_limit=256, accumulated_recompile_limit=4096)
-        return patched
+        return many_kernels()
 
     def load(self, items: Any) -> Batch:
         """The observations of a portion, on the device."""
@@ -151,8 +147,7 @@ class CompiledStep(EagerStep):
         result: tuple[Tensor, dict[str, Tensor]] = self._compiled(self._forward, turn, batch, self.autocast)
         return result
 
-    @staticmethod
-    def _compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    def _compiled(self, function: Callable[..., Any], *arguments: Any) -> Any:
         from torch._dynamo.exc import TorchDynamoException
 
         try:
@@ -160,8 +155,8 @@ class CompiledStep(EagerStep):
         except TorchDynamoException as error:
             cause = str(error).strip().splitlines()[0]
             raise InvalidOption(
-                f"step = 'compiled': torch.compile fails ({cause}); it needs a C++ compiler on a CPU, Triton on CUDA, "
-                "and operations that it knows. --step eager does without"
+                f"step = {self.options.step!r}: torch.compile fails ({cause}); it needs a C++ compiler on a CPU, "
+                "Triton on CUDA, and operations that it knows. --step eager does without"
             ) from error
 
 

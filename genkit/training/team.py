@@ -139,6 +139,23 @@ class Team:
             if sum(p.numel() for p in layer.parameters(recurse=False)) >= _WORTH_SHARDING:
                 fully_shard(layer, mesh=mesh)
 
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Says of a block in which a sharded layer is used in a way that sharding does not allow what to do instead.
+
+        Raises:
+            InvalidOption: where the block computed with weights that are not gathered.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or "DTensor" not in str(error):
+                raise
+            raise InvalidOption(
+                "sharded = True: the weights of a large layer are used elsewhere than in its own forward, where they "
+                f"are not gathered ({str(error).strip().splitlines()[0]}); train this model with training.sharded=false"
+            ) from error
+
     def whole(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         """Values of which those that are sharded are put together."""
         if self.size == 1:

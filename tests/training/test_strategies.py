@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Genkit
 from recorder import OperationRecorder
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -60,9 +61,14 @@ def recipe_with(**options: Any) -> genkit.Recipe:
 
 
 def train(trainer: Trainer, folder: Path, recipe: genkit.Recipe) -> dict[str, Tensor]:
-    """What it ends with: every tensor of the last checkpoint, and the metrics."""
+    """What it ends with."""
     run = genkit.Run.create(folder, recipe, {})
     assert trainer.fit(run) == "finished"
+    return end_of(run)
+
+
+def end_of(run: genkit.Run) -> dict[str, Tensor]:
+    """Every tensor of its last checkpoint, and the metrics."""
     last = run.checkpoint("last").path
     tensors = {**load_file(last / "weights.safetensors"), **load_file(last / "training.safetensors")}
     metrics = [value for row in run.metrics() for part in ("train", "test") for value in row[part].values()]
@@ -156,26 +162,63 @@ def test_a_strategy_that_does_not_suit_is_refused(options: dict[str, Any], messa
         Trainer(noisy_task(), recipe_with(**options).training, CPU, quiet)
 
 
-def mnist(limit: int, **options: Any) -> tuple[genkit.Recipe, genkit.Task]:
-    registry = genkit.load_plugins().registry
-    recipe = registry.get("model", "mnist_vae").load().with_settings({"dataset.limit": limit})
-    recipe = resolve(recipe.with_training(epochs=2, batch_size=64, sample_every=0, **options), registry)
-    seed_all(0)
-    return recipe, assemble(recipe, registry)
-
-
-def test_a_compiled_step_differs_by_rounding_alone(tmp_path: Path) -> None:
+def test_compiled_steps_differ_by_rounding_alone(here: Genkit, tmp_path: Path) -> None:
     """Six whole batches and a partial one, twice."""
+    quick = [
+        "--epochs",
+        2,
+        "--batch-size",
+        64,
+        "--set",
+        f"dataset.limit={64 * 6 + 9}",
+        "--set",
+        "training.sample_every=0",
+    ]
     ends = []
     for step in ("eager", "compiled"):
-        recipe, task = mnist(64 * 6 + 9, step=step)
-        ends.append(train(Trainer(task, recipe.training, CPU, quiet), tmp_path / step, recipe))
+        here("train", "--model", "mnist_vae", *quick, "--step", step, "--out", tmp_path / step)
+        ends.append(end_of(genkit.Run.open(tmp_path / step)))
     eager, compiled = ends
     for name, tensor in eager.items():
         if name.startswith("random."):
             assert torch.equal(tensor, compiled[name]), name
         else:
             torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_cannot_be_compiled_is_said_with_the_way_round(
+    here: Genkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no C++ compiler, and no kernel of an earlier run."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        quick = ["--epochs", 1, "--set", "dataset.limit=256", "--step", "compiled", "--out", tmp_path / "run"]
+        done = here("train", "--model", "mnist_ae", *quick, check=False)
+    assert done.returncode == 2
+    assert "step = 'compiled': torch.compile fails (" in done.stderr
+    assert "it needs a C++ compiler on a CPU" in done.stderr
+    assert "--step eager does without" in done.stderr
+
+
+def test_accumulated_batches_are_the_large_ones_where_there_is_no_noise_and_near_where_there_is(
+    here: Genkit, tmp_path: Path
+) -> None:
+    quick = ["--batch-size", 128, "--set", "dataset.limit=1000", "--set", "training.sample_every=0"]
+    for model, epochs in (("mnist_ae", 2), ("mnist_vae", 8)):
+        ends = []
+        for parts in (1, 4):
+            run = tmp_path / f"{model}-{parts}"
+            here("train", "--model", model, "--epochs", epochs, *quick, "--accumulate", parts, "--out", run)
+            ends.append(genkit.Run.open(run))
+        whole, accumulated = (run.metrics()[-1]["train"]["loss"] for run in ends)
+        if model == "mnist_ae":
+            one, other = map(end_of, ends)
+            for name, tensor in one.items():
+                torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            assert accumulated == pytest.approx(whole, rel=1e-6)
+        else:
+            assert accumulated == pytest.approx(whole, rel=0.02)
+            assert accumulated != whole, "its noise is drawn part by part"
 
 
 @pytest.mark.parametrize("parts", [3, 100])
@@ -195,6 +238,14 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(parts: int, tmp_path:
         ends.append(train(Trainer(task, recipe.training, CPU, quiet), tmp_path / str(accumulate), recipe))
     torch.testing.assert_close(ends[1]["weight"], ends[0]["weight"])
     torch.testing.assert_close(ends[1]["metrics"], ends[0]["metrics"])
+
+
+def mnist(limit: int, **options: Any) -> tuple[genkit.Recipe, genkit.Task]:
+    registry = genkit.load_plugins().registry
+    recipe = registry.get("model", "mnist_vae").load().with_settings({"dataset.limit": limit})
+    recipe = resolve(recipe.with_training(epochs=2, batch_size=64, sample_every=0, **options), registry)
+    seed_all(0)
+    return recipe, assemble(recipe, registry)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

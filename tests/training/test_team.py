@@ -30,9 +30,9 @@ pytestmark = pytest.mark.xdist_group("team")
 
 
 def together(*arguments: object, processes: int = 2) -> list[object]:
-    """The command line of ``genkit`` in several processes."""
+    """The command line of ``genkit``, or of a program, in several processes."""
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    return [*run, "-m", "genkit", *arguments]
+    return [*run, *([] if isinstance(arguments[0], Path) else ["-m", "genkit"]), *arguments]
 
 
 def run_together(*arguments: object, processes: int = 2, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -69,6 +69,11 @@ def alone(genkit: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("team") / "alone"
     genkit("train", *AE, "--out", run)
     return run
+
+
+def test_processes_share_average_and_answer_together(tmp_path: Path) -> None:
+    done = run_together(Path(__file__).with_name("team_program.py"), tmp_path)
+    assert sorted(re.findall(r"process (\d) is content", done.stdout)) == ["0", "1"]
 
 
 def test_two_processes_train_as_one_does_and_only_the_first_writes(alone: Path, tmp_path: Path) -> None:

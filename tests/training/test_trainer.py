@@ -374,3 +374,17 @@ def test_an_interrupt_between_two_epochs_saves_and_ends_there(tmp_path: Path) ->
     assert run.checkpoint("last").position == Position(2, 0, 6)
     assert Trainer(task, recipe.training, CPU, notify).fit(run) == "finished"
     assert [row["epoch"] for row in run.metrics()] == [1, 2, 3, 4, 5]
+
+
+def test_the_peak_of_the_process_is_kept_when_the_run_is_over(tmp_path: Path) -> None:
+    """Beside the metrics, which are the same when a run is resumed."""
+    module = Scalars()
+    task = toy(lambda batch: genkit.Terms((batch.x.squeeze(1) * module.a - module.b).square()), module)
+    run = genkit.Run.create(tmp_path / "run", recipe_with(), {"device": "cpu"})
+    ballast = torch.ones(2**26)  # 256 MB
+    Trainer(task, recipe_with().training, CPU, lambda *_, **__: None).fit(run)
+    del ballast
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["device"] == "cpu"
+    assert 2**28 < environment["peak_memory_bytes"] < 2**40
+    assert "peak_memory_bytes" not in run.metrics()[-1]

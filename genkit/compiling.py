@@ -1,0 +1,24 @@
+"""Kernels that ``torch.compile`` makes of a function, drawing the random numbers that eager operations would draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """``function``, compiled anew for each shape that it is called with. Call it inside of ``many_kernels()``."""
+    made: F = torch.compile(function, dynamic=False, options={"fallback_random": True})  # type: ignore[assignment]
+    return made
+
+
+def many_kernels() -> AbstractContextManager[None]:
+    """Lets several models in one process have kernels beside each other; by itself, torch gives up after eight."""
+    limits: Any = torch._dynamo.config
+    patched: AbstractContextManager[None] = limits.patch(recompile_limit=256, accumulated_recompile_limit=4096)
+    return patched
