@@ -257,7 +257,7 @@ def train(
         str | None,
         typer.Option(
             metavar="eager|compiled|graph|compiled_graph",
-            help="How a step is executed: as it is written, in compiled kernels, replayed as a CUDA graph, or both.",
+            help="How a step is executed: as it is written, in compiled kernels, recorded and replayed, or both.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, data order and noise.")] = None,

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS: dict[str, Any] = {"fallback_random": True}
 
 
 def compiled(function: F) -> F:
     """``function``, compiled anew for each shape that it is called with. Call it inside of ``many_kernels()``."""
-    made: F = torch.compile(function, dynamic=False, options={"fallback_random": True})  # type: ignore[assignment]
+    made: F = torch.compile(function, dynamic=False, options=_OPTIONS)  # type: ignore[assignment]
+    return made
+
+
+def compiled_graph(function: Any, tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    """A graph of operators, compiled for arguments like ``tensors`` without a check of those that it is called with."""
+    import torch._inductor
+
+    with torch.no_grad():
+        made: Callable[..., Any] = torch._inductor.compile(function, list(tensors), options=_OPTIONS)
     return made
 
 

@@ -55,8 +55,8 @@ class TrainingOptions:
         sample_every: epochs between pictures, whose checkpoints are kept; 0: only at the end.
         checkpoint_every: epochs between checkpoints.
         step: how a step is executed: one operation after another (eager), in kernels that torch.compile makes of
-            them (compiled), recorded once and replayed as a CUDA graph (graph), or both (compiled_graph). auto: eager
-            on a CPU and in several processes, graph on CUDA where the model can be recorded.
+            them (compiled), recorded once and replayed (graph), or both (compiled_graph). auto: eager on a CPU and
+            in several processes, graph on CUDA where the model can be recorded.
         sharded: whether large layers, with their gradients and the optimiser's state, are divided among the
             processes (FSDP2) instead of being held by each.
         workers: processes that read data which is not resident; None: one a core, four at most.

@@ -1,4 +1,4 @@
-"""Steps recorded once and replayed: a CUDA graph of everything that a step does on the device."""
+"""Steps recorded once and replayed: everything that a step does on the device, without the Python that said so."""
 
 from __future__ import annotations
 
@@ -20,17 +20,25 @@ Replay = Callable[[], None]
 class Recorder(Protocol):
     """What records work on a device."""
 
+    def ready(self, step: int, taken: int) -> bool:
+        """Whether step number ``step`` (from 0) can be recorded, ``taken`` whole batches after the start or resume."""
+        ...
+
     def aside(self) -> AbstractContextManager[None]:
         """Where work is done that is to be recorded later."""
         ...
 
     def record(self, work: Callable[[], None]) -> Replay:
-        """Notes the operations of ``work`` without carrying them out; gives what does so, on the same memory."""
+        """Notes the operations of ``work``, without effect; gives what carries them out on the same memory."""
         ...
 
 
 class CUDARecorder:
     """A CUDA graph."""
+
+    def ready(self, step: int, taken: int) -> bool:
+        """Three steps make what is made once: the optimisers' states, kernels, workspaces."""
+        return taken >= 3
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
@@ -65,21 +73,17 @@ class _Aside:
 
 
 class GraphStep:
-    """The steps of ``inner``, replayed from the fourth whole batch on.
+    """The steps of ``inner``, replayed as soon as the recorder is ready.
 
-    The first ones make what is made once: the optimisers' states, kernels, workspaces. They are steps like all others.
-    So are those of partial batches, which are never recorded. What a step does on the device must not depend on what
-    changes in Python between steps; learning rates are tensors for this reason.
+    Those before are steps like all others. So are those of partial batches, which are never recorded. What a step does
+    on the device must not depend on what changes in Python between steps; learning rates are tensors for this reason.
 
     Args:
-        inner: with capturable optimisers.
+        inner: made to be recorded.
         recorder: of the device.
         otherwise: called with the reason where the step cannot be recorded and ``inner`` goes on by itself; None: that
             is an error.
     """
-
-    first = 3
-    """Whole batches before the recording."""
 
     def __init__(self, inner: EagerStep, recorder: Recorder, otherwise: Callable[[str], None] | None = None) -> None:
         self.inner, self.recorder, self.otherwise = inner, recorder, otherwise
@@ -94,8 +98,9 @@ class GraphStep:
 
     def __call__(self, portion: Portion, step: int) -> None:
         """Takes step number ``step`` (from 0)."""
-        if portion.size != self.inner.batches.batch_size or self.taken < self.first:
-            self.taken += portion.size == self.inner.batches.batch_size
+        whole = portion.size == self.inner.batches.batch_size
+        if not whole or (self.items is None and not self.recorder.ready(step, self.taken)):
+            self.taken += whole
             with self.recorder.aside():
                 self.inner(portion, step)
             return

@@ -23,11 +23,11 @@ OPTIMIZERS: Mapping[str, type[Optimizer]] = {
 """By name in lower case, every optimiser of ``torch.optim`` that takes dense gradients and one evaluation a step."""
 
 
-def optimizer_for(turn: Turn, options: TrainingOptions, *, capturable: bool = False) -> Optimizer:
+def optimizer_for(turn: Turn, options: TrainingOptions, *, recorded: bool = False) -> Optimizer:
     """The optimiser of a turn: the training options, with the turn's own overrides over them.
 
     Args:
-        capturable: whether its step has to be one that a CUDA graph can record.
+        recorded: whether its step has to be one that can be recorded.
 
     Raises:
         UnknownName: for an optimiser or a keyword that torch does not have.
@@ -44,7 +44,7 @@ def optimizer_for(turn: Turn, options: TrainingOptions, *, capturable: bool = Fa
             raise unknown(f"option of the optimizer {name!r}", keyword, list(known)[1:], "Options")
     if "fused" in known and "foreach" not in keywords:
         keywords.setdefault("fused", all(p.is_floating_point() for p in turn.parameters))
-    if capturable:
+    if recorded and turn.parameters[0].is_cuda:
         if "capturable" in known:
             keywords["capturable"] = True
         elif not keywords.get("fused"):

@@ -34,7 +34,7 @@ class EagerStep:
         options: of the training.
         meter: takes the terms.
         states: gives the buffers that are saved, which are averaged over the processes.
-        capturable: whether the optimisers have to keep all of their state on the device.
+        recorded: whether the steps are made to be recorded: learning rates on the device, and optimisers that allow it.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class EagerStep:
         *,
         team: Team = ALONE,
         states: Callable[[], Sequence[Tensor]] = tuple,
-        capturable: bool = False,
+        recorded: bool = False,
     ) -> None:
         self.turns, self.batches, self.options = turns, batches, options
         self.meter, self.team, self.states = meter, team, states
-        self.optimizers = [optimizer_for(turn, options, capturable=capturable) for turn in turns]
+        self.optimizers = [optimizer_for(turn, options, recorded=recorded) for turn in turns]
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.steps = options.epochs * len(batches)
         if options.schedule == "constant" and not options.warmup_steps:
             self.steps = 0
-        elif capturable:
+        elif recorded:
             for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = torch.tensor(float(group["lr"]), device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")

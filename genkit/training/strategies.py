@@ -15,6 +15,7 @@ from genkit.training.graph import CUDARecorder, GraphStep
 from genkit.training.meter import Meter
 from genkit.training.step import CompiledStep, EagerStep
 from genkit.training.team import Team
+from genkit.training.tracing import Tracer
 
 
 def step_for(
@@ -34,8 +35,6 @@ def step_for(
     """
     name = options.step
     recorded = name in ("graph", "compiled_graph")
-    if recorded and device.type != "cuda":
-        raise InvalidOption(f"step = {name!r}: only CUDA devices replay graphs; use --step compiled or eager")
     if recorded and team.size > 1:
         raise InvalidOption(f"step = {name!r}: a graph holds no other process; use --step compiled or eager")
     if options.sharded and name not in ("auto", "eager"):
@@ -47,13 +46,15 @@ def step_for(
         saved = module.state_dict().keys()
         return [b for name, b in module.named_buffers() if name in saved and b.is_floating_point()]
 
-    def built(kind: type[EagerStep], capturable: bool) -> EagerStep:
-        return kind(turns, batches, options, device, meter, team=team, states=states, capturable=capturable)
+    def built(kind: type[EagerStep], recorded: bool) -> EagerStep:
+        return kind(turns, batches, options, device, meter, team=team, states=states, recorded=recorded)
 
     if name == "auto" and device.type == "cuda" and team.size == 1:
         try:
             return GraphStep(built(EagerStep, True), CUDARecorder(), warn)
         except InvalidOption:  # an optimiser that cannot be recorded; if it is wrong itself, that is said next
             return built(EagerStep, False)
+    if recorded and device.type != "cuda":
+        return GraphStep(built(EagerStep, True), Tracer(compiled=name == "compiled_graph"))
     step = built(CompiledStep if name.startswith("compiled") else EagerStep, recorded)
     return GraphStep(step, CUDARecorder()) if recorded else step

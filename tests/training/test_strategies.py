@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import Genkit
-from recorder import OperationRecorder
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -19,6 +20,7 @@ from genkit.random import seed_all
 from genkit.training.graph import GraphStep
 from genkit.training.loop import Trainer
 from genkit.training.step import EagerStep
+from genkit.training.tracing import Tracer
 
 CPU = torch.device("cpu")
 
@@ -86,26 +88,43 @@ def quiet(*_: object, **__: object) -> None:
 )
 def test_a_recorded_step_has_the_bits_of_an_eager_one(options: dict[str, Any], tmp_path: Path) -> None:
     """Whole batches and the partial one of each epoch, noise, statistics, learning rates, checkpoints, two turns."""
-    recipe = recipe_with(**options)
-    eager = train(Trainer(noisy_task(), recipe.training, CPU, quiet), tmp_path / "eager", recipe)
-    trainer = Trainer(noisy_task(), recipe.training, CPU, quiet)
-    inner = EagerStep(trainer.turns, trainer.training, recipe.training, CPU, trainer.meter, capturable=True)
-    trainer.step = GraphStep(inner, OperationRecorder())
-    recorded = train(trainer, tmp_path / "recorded", recipe)
-    assert trainer.step.replay is not None
-    assert eager.keys() == recorded.keys()
-    for name, tensor in eager.items():
-        if "schedule" in options:  # a learning rate on the device is a float32
-            torch.testing.assert_close(recorded[name], tensor, rtol=1e-5, atol=1e-7)
-        else:
-            assert torch.equal(tensor, recorded[name]), name
-
-
-def test_the_test_would_see_a_step_that_depends_on_python(tmp_path: Path) -> None:
-    """The recorder repeats operations, not Python: a counter stands still in it, as in a CUDA graph."""
-    recipe = recipe_with(optimizer="sgd")
     ends = []
-    for recorder in (None, OperationRecorder()):
+    for step in ("eager", "graph", "compiled_graph"):
+        recipe = recipe_with(**options, step=step)
+        trainer = Trainer(noisy_task(), recipe.training, CPU, quiet)
+        ends.append(train(trainer, tmp_path / step, recipe))
+        if step != "eager":
+            assert trainer.step.replay is not None
+    eager, graph, compiled = ends
+    assert eager.keys() == graph.keys() == compiled.keys()
+    for name, tensor in eager.items():
+        if "schedule" in options:  # a learning rate in a tensor is a float32
+            torch.testing.assert_close(graph[name], tensor, rtol=1e-5, atol=1e-7)
+        else:
+            assert torch.equal(tensor, graph[name]), name
+        if name.startswith("random."):
+            assert torch.equal(tensor, compiled[name]), name
+        else:
+            torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("step", ["graph", "compiled_graph"])
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(step: str, tmp_path: Path) -> None:
+    """What is recorded after a resume is what was recorded before."""
+    recipe = recipe_with(step=step, checkpoint_every=1)
+    whole = train(Trainer(noisy_task(), recipe.training, CPU, quiet), tmp_path / "run", recipe)
+    run = genkit.Run.open(tmp_path / "run")
+    shutil.rmtree(run.checkpoint("last").path)
+    assert Trainer(noisy_task(), recipe.training, CPU, quiet).fit(run) == "finished"
+    for name, tensor in end_of(run).items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_what_a_step_takes_from_python_stands_still(tmp_path: Path) -> None:
+    """Operations are repeated, not Python: the tests before would see it."""
+    ends = []
+    for name in ("eager", "graph"):
+        recipe = recipe_with(optimizer="sgd", step=name)
         task, steps = noisy_task(), iter(range(1000))
         (one, _) = task.turns()
 
@@ -114,46 +133,65 @@ def test_the_test_would_see_a_step_that_depends_on_python(tmp_path: Path) -> Non
 
         turns = [genkit.Turn("one", annealed, one.parameters)]
         task = genkit.Task(task.module, lambda turns=turns: turns, task.graphs, task.data)
-        trainer = Trainer(task, recipe.training, CPU, quiet)
-        if recorder is not None:
-            inner = EagerStep(trainer.turns, trainer.training, recipe.training, CPU, trainer.meter, capturable=True)
-            trainer.step = GraphStep(inner, recorder)
-        ends.append(train(trainer, tmp_path / str(len(ends)), recipe))
-    assert not torch.equal(ends[0]["one.0.weight"], ends[1]["one.0.weight"])
+        ends.append(train(Trainer(task, recipe.training, CPU, quiet), tmp_path / name, recipe))
+    assert not torch.allclose(ends[0]["one.0.weight"], ends[1]["one.0.weight"])
 
 
-def test_a_step_that_cannot_be_recorded_goes_on_eagerly_or_says_so(tmp_path: Path) -> None:
-    recipe, task = recipe_with(optimizer="sgd"), noisy_task()
-    (one, other) = task.turns()
+def looking(one: genkit.Turn, batch: genkit.Batch) -> genkit.Terms:
+    """A turn that reads a value."""
+    terms = one(batch)
+    return terms if terms.objective.mean().item() < 1e9 else genkit.Terms(terms.objective * 0)
 
-    def looking(batch: genkit.Batch) -> genkit.Terms:
-        terms = one(batch)
-        return terms if terms.objective.mean().item() < 1e9 else genkit.Terms(terms.objective * 0)
 
-    looks = genkit.Task(
-        task.module, lambda: [genkit.Turn("one", looking, one.parameters), other], task.graphs, task.data
-    )
+def choosing(one: genkit.Turn, batch: genkit.Batch) -> genkit.Terms:
+    """A turn whose shapes depend on values."""
+    objective = one(batch).objective
+    return genkit.Terms(objective[objective > objective.median()].mean())
+
+
+def choosing_by_place(one: genkit.Turn, batch: genkit.Batch) -> genkit.Terms:
+    """A turn with a shape that depends on values, which are places."""
+    objective = one(batch).objective
+    return genkit.Terms(objective.take((objective > objective.median()).nonzero()).mean())
+
+
+def task_of(turn: Callable[[genkit.Turn, genkit.Batch], genkit.Terms]) -> genkit.Task:
+    task = noisy_task()
+    one, other = task.turns()
+    turns = [genkit.Turn("one", lambda batch: turn(one, batch), one.parameters), other]
+    return genkit.Task(task.module, lambda: turns, task.graphs, task.data)
+
+
+@pytest.mark.parametrize("step", ["graph", "compiled_graph"])
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [(looking, "get value out of a tracing tensor"), (choosing, "depends on"), (choosing_by_place, "depends on")],
+)
+def test_a_step_that_cannot_be_recorded_is_refused(
+    turn: Callable[[genkit.Turn, genkit.Batch], genkit.Terms], reason: str, step: str, tmp_path: Path
+) -> None:
+    recipe = recipe_with(step=step)
+    message = f"step = '{step}': a step of this model cannot be recorded .*{reason}.*use --step eager or compiled"
+    with pytest.raises(genkit.InvalidOption, match=message):
+        train(Trainer(task_of(turn), recipe.training, CPU, quiet), tmp_path, recipe)
+
+
+def test_a_step_that_nobody_asked_to_record_goes_on_without(tmp_path: Path) -> None:
     warnings: list[str] = []
-    for otherwise in (warnings.append, None):
-        trainer = Trainer(looks, recipe.training, CPU, quiet)
-        inner = EagerStep(trainer.turns, trainer.training, recipe.training, CPU, trainer.meter, capturable=True)
-        trainer.step = GraphStep(inner, OperationRecorder(), otherwise)
-        if otherwise is None:
-            with pytest.raises(genkit.InvalidOption, match=r"cannot be recorded .*capturing.*use --step eager"):
-                train(trainer, tmp_path / "refused", recipe)
-        else:
-            train(trainer, tmp_path / "eager", recipe)
-    assert warnings == [
-        "a step cannot be recorded as a CUDA graph (operation not permitted when stream is capturing); "
-        "training goes on without"
-    ]
+    recipe = recipe_with()
+    trainer = Trainer(task_of(looking), recipe.training, CPU, quiet)
+    inner = EagerStep(trainer.turns, trainer.training, recipe.training, CPU, trainer.meter, recorded=True)
+    trainer.step = GraphStep(inner, Tracer(compiled=False), warnings.append)
+    train(trainer, tmp_path, recipe)
+    (warning,) = warnings
+    assert warning.startswith("a step cannot be recorded as a CUDA graph (")
+    assert warning.endswith("); training goes on without")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step": "graph"}, "only CUDA devices replay graphs; use --step compiled or eager"),
-        ({"step": "compiled_graph"}, "only CUDA devices replay graphs"),
+        ({"step": "graph", "sharded": True}, "sharded layers are gathered between operations"),
         ({"step": "compiled", "sharded": True}, "sharded layers are gathered between operations"),
     ],
 )
@@ -175,29 +213,34 @@ def test_compiled_steps_differ_by_rounding_alone(here: Genkit, tmp_path: Path) -
         "training.sample_every=0",
     ]
     ends = []
-    for step in ("eager", "compiled"):
+    for step in ("eager", "compiled", "compiled_graph"):
         here("train", "--model", "mnist_vae", *quick, "--step", step, "--out", tmp_path / step)
         ends.append(end_of(genkit.Run.open(tmp_path / step)))
-    eager, compiled = ends
+    eager, *others = ends
     for name, tensor in eager.items():
-        if name.startswith("random."):
-            assert torch.equal(tensor, compiled[name]), name
-        else:
-            torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        for compiled in others:
+            if name.startswith("random."):
+                assert torch.equal(tensor, compiled[name]), name
+            else:
+                torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("step", "reason"), [("compiled", "torch.compile fails ("), ("compiled_graph", "cannot be recorded (")]
+)
 def test_what_cannot_be_compiled_is_said_with_the_way_round(
-    here: Genkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, reason: str, here: Genkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no C++ compiler, and no kernel of an earlier run."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
-        quick = ["--epochs", 1, "--set", "dataset.limit=256", "--step", "compiled", "--out", tmp_path / "run"]
+        quick = ["--epochs", 1, "--set", "dataset.limit=256", "--step", step, "--out", tmp_path / "run"]
         done = here("train", "--model", "mnist_ae", *quick, check=False)
     assert done.returncode == 2
-    assert "step = 'compiled': torch.compile fails (" in done.stderr
-    assert "it needs a C++ compiler on a CPU" in done.stderr
-    assert "--step eager does without" in done.stderr
+    assert f"step = '{step}': " in done.stderr
+    assert reason in done.stderr
+    assert "C++ compiler" in done.stderr
+    assert "--step eager" in done.stderr
 
 
 def test_accumulated_batches_are_the_large_ones_where_there_is_no_noise_and_near_where_there_is(

@@ -1,0 +1,152 @@
+"""Steps recorded on any device by tracing: one function of everything that torch does in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from genkit.compiling import compiled_graph
+from genkit.random import preserved
+
+
+class Tracer:
+    """A ``Recorder`` that follows torch's operations below autograd, optimiser included.
+
+    Args:
+        compiled: whether a step becomes kernels of ``torch.compile``, fused wherever the step allows it. Otherwise its
+            operations are repeated as they were, without Python's or autograd's part in them.
+    """
+
+    def __init__(self, *, compiled: bool) -> None:
+        self.compiled = compiled
+
+    def ready(self, step: int, taken: int) -> bool:
+        """From the second step of a run on, because the first makes the optimisers' states.
+
+        A resumed run has them and records at once, so that its steps have the kernels that they would have had.
+        """
+        return step > 0
+
+    def aside(self) -> AbstractContextManager[None]:
+        """In the same place."""
+        return nullcontext()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Carries ``work`` out, takes it back, and gives what does the same.
+
+        Raises:
+            RuntimeError: for what reads a value, or has a shape that depends on values.
+        """
+        with preserved(), _Undone() as undone:
+            function, tensors = traced(work)
+        undone.restore()
+        if self.compiled:
+            function = compiled_graph(function, tensors)
+
+        def replay() -> None:
+            with torch.no_grad():  # the gradients are among the operations
+                function(*tensors)
+
+        return replay
+
+
+def traced(work: Callable[[], None]) -> tuple[Callable[..., Any], list[Tensor]]:
+    """The operations of ``work``, which it carries out, as a function of the tensors that it found, and these."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def without_result() -> tuple[()]:
+        work()
+        return ()
+
+    found = make_fx(without_result)()
+    graph, tensors = fx.Graph(), dict[int, Tensor]()
+    copies: dict[fx.Node, fx.Node] = {}
+    places: dict[int, fx.Node] = {}
+    for node in (node for node in found.graph.nodes if node.op == "get_attr"):
+        tensor = getattr(found, node.target)
+        if id(tensor) not in tensors:
+            tensors[id(tensor)] = tensor.detach()
+            places[id(tensor)] = graph.placeholder(f"tensor_{len(places)}")
+        copies[node] = places[id(tensor)]
+    for node in (node for node in found.graph.nodes if node.op != "get_attr"):
+        if isinstance(node.target, OpOverload):
+            if node.target.namespace == "profiler":
+                continue
+            require_static(node)
+        copies[node] = copy = graph.node_copy(node, copies.__getitem__)
+        if isinstance(copy.target, OpOverload) and copy.target._schema.name.startswith("aten::_fused_"):
+            copy.target = in_place(copy.target)
+    return fx.GraphModule(nn.Module(), graph), list(tensors.values())
+
+
+class _Undone(TorchDispatchMode):
+    """Keeps what memory held before operators wrote to it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not declare what it takes
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for tensor in (leaf for leaf in tree_leaves(written(func, args, kwargs)) if isinstance(leaf, Tensor)):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self.before:
+                with no_dispatch():
+                    self.before[storage.data_ptr()] = storage, storage.clone()
+        return func(*args, **kwargs)
+
+    def restore(self) -> None:
+        """Puts it back."""
+        for storage, content in self.before.values():
+            storage.copy_(content)
+
+
+def written(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments that an operator writes to."""
+    if operator is torch.ops.aten.native_batch_norm.default:  # the running statistics, of which its schema is silent
+        return list(args[3:5])
+    given = dict(zip((argument.name for argument in operator._schema.arguments), args, strict=False)) | dict(kwargs)
+    return [
+        given.get(argument.name)
+        for argument in operator._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def require_static(node: fx.Node) -> None:
+    """Raises ``RuntimeError`` for an operation whose result has a shape that depends on values."""
+    target: Any = node.target
+    if torch.Tag.dynamic_output_shape not in target.tags:
+        return
+    if target is torch.ops.aten.index.Tensor:
+        indices: Any = node.args[1]
+        if not any(index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8) for index in indices):
+            return
+    raise RuntimeError(f"the shape of what {target._schema.name} gives depends on values")
+
+
+_library = torch.library.Library("genkit", "FRAGMENT")
+_in_place: dict[OpOverload, Any] = {}
+
+
+def in_place(operator: OpOverload) -> Any:
+    """A fused optimiser as an operator that the compiler leaves as it is.
+
+    Torch's own it would replace by one that copies all parameters and states.
+    """
+    if operator not in _in_place:
+        name = f"{operator._schema.name.removeprefix('aten::')}_{operator._overloadname}"
+        _, _, signature = str(operator._schema).partition("(")
+        _library.define(f"{name}({signature}")
+        _library.impl(name, operator, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"genkit::{name}", lambda *args, **kwargs: None, lib=_library)
+        _in_place[operator] = getattr(torch.ops.genkit, name).default
+    return _in_place[operator]
