@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -45,9 +45,8 @@ class Tracer:
         Raises:
             RuntimeError: for what reads a value, or has a shape that depends on values.
         """
-        with preserved(), _Undone() as undone:
+        with preserved(), _Undone():
             function, tensors = traced(work)
-        undone.restore()
         if self.compiled:
             function = compiled_graph(function, tensors)
 
@@ -77,10 +76,9 @@ def traced(work: Callable[[], None]) -> tuple[Callable[..., Any], list[Tensor]]:
             places[id(tensor)] = graph.placeholder(f"tensor_{len(places)}")
         copies[node] = places[id(tensor)]
     for node in (node for node in found.graph.nodes if node.op != "get_attr"):
-        if isinstance(node.target, OpOverload):
-            if node.target.namespace == "profiler":
-                continue
-            require_static(node)
+        if isinstance(node.target, OpOverload) and node.target.namespace == "profiler":
+            continue
+        require_static(node, found)
         copies[node] = copy = graph.node_copy(node, copies.__getitem__)
         if isinstance(copy.target, OpOverload) and copy.target._schema.name.startswith("aten::_fused_"):
             copy.target = in_place(copy.target)
@@ -88,7 +86,7 @@ def traced(work: Callable[[], None]) -> tuple[Callable[..., Any], list[Tensor]]:
 
 
 class _Undone(TorchDispatchMode):
-    """Keeps what memory held before operators wrote to it."""
+    """Keeps what memory held before operators wrote to it, and puts it back at the end of the block."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not declare what it takes
@@ -103,8 +101,8 @@ class _Undone(TorchDispatchMode):
                     self.before[storage.data_ptr()] = storage, storage.clone()
         return func(*args, **kwargs)
 
-    def restore(self) -> None:
-        """Puts it back."""
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]  # nor what it gets back
         for storage, content in self.before.values():
             storage.copy_(content)
 
@@ -121,14 +119,15 @@ def written(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
     ]
 
 
-def require_static(node: fx.Node) -> None:
-    """Raises ``RuntimeError`` for an operation whose result has a shape that depends on values."""
-    target: Any = node.target
-    if torch.Tag.dynamic_output_shape not in target.tags:
+def require_static(node: fx.Node, module: nn.Module) -> None:
+    """Raises ``RuntimeError`` for an operation of a module whose result has a shape that depends on values."""
+    target, arguments = node.target, cast("tuple[Any, ...]", node.args)
+    if not isinstance(target, OpOverload) or torch.Tag.dynamic_output_shape not in target.tags:
         return
-    if target is torch.ops.aten.index.Tensor:
-        indices: Any = node.args[1]
-        if not any(index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8) for index in indices):
+    if target is torch.ops.aten.index.Tensor:  # it does so for masks, and not for numbers
+        places = (place for place in arguments[1] if place is not None)
+        values = (getattr(module, place.target) if place.op == "get_attr" else place.meta["val"] for place in places)
+        if all(value.dtype not in (torch.bool, torch.uint8) for value in values):
             return
     raise RuntimeError(f"the shape of what {target._schema.name} gives depends on values")
 
