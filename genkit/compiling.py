@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from genkit.errors import InvalidOption
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS: dict[str, Any] = {"fallback_random": True}
@@ -16,17 +18,32 @@ _OPTIONS: dict[str, Any] = {"fallback_random": True}
 
 def compiled(function: F) -> F:
     """``function``, compiled anew for each shape that it is called with. Call it inside of ``many_kernels()``."""
-    made: F = torch.compile(function, dynamic=False, options=_OPTIONS)  # type: ignore[assignment]
+    made: F = torch.compile(function, dynamic=False, options=_OPTIONS)  # type: ignore[assignment]  # it gives the same signature
     return made
 
 
 def compiled_graph(function: Any, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-    """A graph of operators, compiled for arguments like ``tensors`` without a check of those that it is called with."""
+    """A graph of operators, compiled for arguments of the shapes, types and places of ``tensors``.
+
+    Those that it is called with are not checked.
+
+    Raises:
+        RuntimeError: where the compiler fails.
+    """
     import torch._inductor
 
     with torch.no_grad():
         made: Callable[..., Any] = torch._inductor.compile(function, list(tensors), options=_OPTIONS)
     return made
+
+
+def not_compiled(step: str, error: Exception) -> InvalidOption:
+    """What is said where ``--step`` asks for kernels that cannot be made."""
+    cause = str(error).strip().splitlines()[0]
+    return InvalidOption(
+        f"step = {step!r}: torch.compile fails ({cause}); it needs a C++ compiler on a CPU, Triton on CUDA, and "
+        "operations that it knows. --step eager does without"
+    )
 
 
 def many_kernels() -> AbstractContextManager[None]:

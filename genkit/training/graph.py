@@ -36,12 +36,12 @@ class Recorder(Protocol):
 class CUDARecorder:
     """A CUDA graph."""
 
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+
     def ready(self, step: int, taken: int) -> bool:
         """Three steps make what is made once: the optimisers' states, kernels, workspaces."""
         return taken >= 3
-
-    def __init__(self) -> None:
-        self.stream = torch.cuda.Stream()
 
     def aside(self) -> AbstractContextManager[None]:
         """Another stream than the default one, as the recording will be; torch makes its handles and plans there."""

@@ -44,7 +44,7 @@ def optimizer_for(turn: Turn, options: TrainingOptions, *, recorded: bool = Fals
             raise unknown(f"option of the optimizer {name!r}", keyword, list(known)[1:], "Options")
     if "fused" in known and "foreach" not in keywords:
         keywords.setdefault("fused", all(p.is_floating_point() for p in turn.parameters))
-    if recorded and turn.parameters[0].is_cuda:
+    if recorded and turn.parameters[0].is_cuda:  # elsewhere, an optimiser that looks at its state is found as it does
         if "capturable" in known:
             keywords["capturable"] = True
         elif not keywords.get("fused"):

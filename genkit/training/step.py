@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from genkit.compiling import compiled, many_kernels
-from genkit.errors import InvalidComponent, InvalidOption
+from genkit.compiling import compiled, many_kernels, not_compiled
+from genkit.errors import InvalidComponent
 from genkit.interfaces import Batch
 from genkit.recipe import TrainingOptions
 from genkit.task import Turn
@@ -153,11 +153,7 @@ class CompiledStep(EagerStep):
         try:
             return function(*arguments)
         except TorchDynamoException as error:
-            cause = str(error).strip().splitlines()[0]
-            raise InvalidOption(
-                f"step = {self.options.step!r}: torch.compile fails ({cause}); it needs a C++ compiler on a CPU, "
-                "Triton on CUDA, and operations that it knows. --step eager does without"
-            ) from error
+            raise not_compiled(self.options.step, error) from error
 
 
 def forward(turn: Turn, batch: Batch, autocast: Any) -> tuple[Tensor, dict[str, Tensor]]:

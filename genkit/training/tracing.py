@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,7 +13,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from genkit.compiling import compiled_graph
+from genkit.compiling import compiled_graph, not_compiled
 from genkit.random import preserved
 
 
@@ -44,11 +44,15 @@ class Tracer:
 
         Raises:
             RuntimeError: for what reads a value, or has a shape that depends on values.
+            InvalidOption: where the compiler fails.
         """
-        with preserved(), _Undone():
+        with preserved(), _Rehearsal():
             function, tensors = traced(work)
         if self.compiled:
-            function = compiled_graph(function, tensors)
+            try:
+                function = compiled_graph(function, tensors)
+            except RuntimeError as error:
+                raise not_compiled("compiled_graph", error) from error
 
         def replay() -> None:
             with torch.no_grad():  # the gradients are among the operations
@@ -78,22 +82,22 @@ def traced(work: Callable[[], None]) -> tuple[Callable[..., Any], list[Tensor]]:
     for node in (node for node in found.graph.nodes if node.op != "get_attr"):
         if isinstance(node.target, OpOverload) and node.target.namespace == "profiler":
             continue
-        require_static(node, found)
         copies[node] = copy = graph.node_copy(node, copies.__getitem__)
         if isinstance(copy.target, OpOverload) and copy.target._schema.name.startswith("aten::_fused_"):
             copy.target = in_place(copy.target)
     return fx.GraphModule(nn.Module(), graph), list(tensors.values())
 
 
-class _Undone(TorchDispatchMode):
-    """Keeps what memory held before operators wrote to it, and puts it back at the end of the block."""
+class _Rehearsal(TorchDispatchMode):
+    """A block that leaves memory as it found it, and in which nothing may depend on values that a replay cannot see."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not declare what it takes
         self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        require_static(func, args)
         for tensor in (leaf for leaf in tree_leaves(written(func, args, kwargs)) if isinstance(leaf, Tensor)):
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self.before:
@@ -107,6 +111,18 @@ class _Undone(TorchDispatchMode):
             storage.copy_(content)
 
 
+def require_static(operator: OpOverload, args: Sequence[Any]) -> None:
+    """Raises ``RuntimeError`` for an operator that reads a value, or gives a shape that depends on values."""
+    if torch.Tag.data_dependent_output in operator.tags:
+        raise RuntimeError(f"{operator._schema.name} reads a value")
+    if torch.Tag.dynamic_output_shape not in operator.tags:
+        return
+    masks = (torch.bool, torch.uint8)
+    if operator is torch.ops.aten.index.Tensor and all(place is None or place.dtype not in masks for place in args[1]):
+        return
+    raise RuntimeError(f"the shape of what {operator._schema.name} gives depends on values")
+
+
 def written(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """The arguments that an operator writes to."""
     if operator is torch.ops.aten.native_batch_norm.default:  # the running statistics, of which its schema is silent
@@ -117,19 +133,6 @@ def written(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
         for argument in operator._schema.arguments
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-
-
-def require_static(node: fx.Node, module: nn.Module) -> None:
-    """Raises ``RuntimeError`` for an operation of a module whose result has a shape that depends on values."""
-    target, arguments = node.target, cast("tuple[Any, ...]", node.args)
-    if not isinstance(target, OpOverload) or torch.Tag.dynamic_output_shape not in target.tags:
-        return
-    if target is torch.ops.aten.index.Tensor:  # it does so for masks, and not for numbers
-        places = (place for place in arguments[1] if place is not None)
-        values = (getattr(module, place.target) if place.op == "get_attr" else place.meta["val"] for place in places)
-        if all(value.dtype not in (torch.bool, torch.uint8) for value in values):
-            return
-    raise RuntimeError(f"the shape of what {target._schema.name} gives depends on values")
 
 
 _library = torch.library.Library("genkit", "FRAGMENT")
