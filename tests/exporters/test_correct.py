@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from gate_helpers import export, normal
+from gate_helpers import export, normal, written
+from genkit_onnx.evaluator import reference_evaluator
+from genkit_onnx.runtime import OnnxRuntime
 from torch import Tensor, nn
 
 import genkit
@@ -91,6 +95,28 @@ def test_the_graph_proof_is_exact_where_onnx_or_float64_would_have_it_otherwise(
     }
     found = errors(tmp_path, 1.0, functions)
     assert max(found["graph proof"].values()) < 1e-3, found
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "",
+        "group=2, strides=[2,3], pads=[1,0,2,1], output_padding=[1,0], dilations=[2,1]",
+        "strides=[2,2], auto_pad='SAME_UPPER'",
+        "strides=[2,2], auto_pad='SAME_LOWER', group=4",
+        "strides=[3,2], output_shape=[14,12]",
+    ],
+)
+def test_a_transposed_convolution_is_the_runtime_s_whatever_its_attributes(attributes: str, tmp_path: Path) -> None:
+    body = f"x = ConvTranspose<{attributes}>(z, w, b)".replace("<>", "").replace("'", '"')
+    biases = 3 * int((re.findall(r"group=(\d)", attributes) or "1")[0])
+    inputs = f"float[batch,4,5,6] z, float[4,3,3,2] w, float[{biases}] b"
+    file = written(tmp_path, body, inputs, f"float[batch,{biases},height,width] x")
+    random = np.random.default_rng(0)
+    shapes = {"z": (2, 4, 5, 6), "w": (4, 3, 3, 2), "b": (biases,)}
+    given = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    (ours,) = reference_evaluator(onnx.load(file)).run(None, given)
+    np.testing.assert_allclose(ours, OnnxRuntime().load(file)(given)["x"], atol=1e-5)
 
 
 def test_what_cancels_is_no_reaction(tmp_path: Path) -> None:
