@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 train: $(VENV)/installed
 	$(BIN)/genkit train --model mnist_vae $(ARGS)
 
-# A process a core, each with one thread: two that share the cores with two threads each wait for one another.
+# A process a core, each with one thread: two that share the cores with two threads each wait for one another. What is
+# costly is made once for the tests of a file, so one process runs them all.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

@@ -22,8 +22,6 @@ from benchmarks.fuzz.campaign import SECONDS, Tally, clear, examine, harmless, r
 from benchmarks.fuzz.damages import DAMAGES, Damage
 from benchmarks.fuzz.victims import CANARY, SOURCES, Inapplicable, Victim, export_sources
 
-pytestmark = pytest.mark.xdist_group("fuzz")
-
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:

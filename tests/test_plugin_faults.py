@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from helpers import Genkit
 
-pytestmark = pytest.mark.xdist_group("broken")
-
 DOCUMENTED = Path(__file__).parents[1] / "docs" / "plugins" / "faults.md"
 NOT_LOADED = ("broken", "hangs", "newer", "older", "unregistered", "unspelt")
 LOADED_WITH_FAULTS = ("acme of genkit-shadowing", "faulty", "misspelt", "shadowing")

@@ -19,8 +19,6 @@ from genkit.testing.models import ModelChecks
 from genkit.testing.others import DatasetChecks, ExporterChecks, RuntimeChecks, TrackerChecks
 from genkit.testing.subjects import Composed, Subject, Suite, installed
 
-pytestmark = pytest.mark.xdist_group("conformance")
-
 FAULTY = """
 import os
 import torch

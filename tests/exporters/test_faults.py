@@ -16,8 +16,6 @@ from benchmarks.gate.graph_faults import GRAPH_FAULTS
 from benchmarks.gate.module_faults import MODULE_FAULTS
 from benchmarks.gate.trials import Trial
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 SEED = 20
 """None of the campaign's."""
 

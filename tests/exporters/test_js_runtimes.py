@@ -25,8 +25,6 @@ from torch import Tensor, nn
 
 import genkit
 
-pytestmark = pytest.mark.xdist_group("js_runtimes")
-
 RUNTIMES = ["node", "node-wasm", "browser-wasm", "browser-webgpu"]
 
 ENDLESS = """

@@ -31,8 +31,6 @@ from torch import Tensor, nn
 
 import genkit
 
-pytestmark = pytest.mark.xdist_group("recipes")
-
 ROOT = Path(__file__).parent.parent.parent
 Array = NDArray[Any]
 

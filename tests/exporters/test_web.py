@@ -36,8 +36,6 @@ from torch import Tensor, nn
 import genkit
 from genkit.web import Preview, add_page
 
-pytestmark = pytest.mark.xdist_group("recipes")
-
 Array = NDArray[Any]
 
 

@@ -34,8 +34,6 @@ from torchvision import datasets as originals
 import genkit as gk
 from genkit import session
 
-pytestmark = pytest.mark.xdist_group("datasets")
-
 TINY = ["encoder.hidden=16", "decoder.hidden=16", "latent_shape=[4]", "training.workers=0", "training.batch_size=8"]
 
 

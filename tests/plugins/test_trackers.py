@@ -28,10 +28,7 @@ import genkit as gk
 from genkit import session
 from genkit.assemble import assemble
 
-pytestmark = [
-    pytest.mark.xdist_group("trackers"),
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # of what MLflow uses of it
-]
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # of what MLflow uses of it
 
 SMALL = ["--set", "dataset.limit=256", "--set", "training.sample_every=1"]
 
