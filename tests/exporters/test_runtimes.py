@@ -28,8 +28,6 @@ from helpers import Genkit
 import genkit
 from benchmarks import matrix
 
-pytestmark = pytest.mark.xdist_group("runtimes")
-
 OURS = ["mnn", "ncnn", "opencv", "openvino", "reference", "tract"]
 JAVASCRIPT = ["browser-wasm", "browser-webgpu", "node", "node-wasm"]
 """Tested in a file of their own."""
@@ -314,8 +312,14 @@ def test_the_table_has_every_graph_in_every_installed_runtime(here: Genkit, bund
 
 
 @pytest.mark.usefixtures("strange")
-def test_one_that_crashes_is_a_cell_and_what_cannot_hold_a_graph_is_no_failure(here: Genkit, bundle: Path) -> None:
-    asked = here("verify", bundle, "--runtime", "all", "--disable-plugin", "runtimes", check=False)
+def test_one_that_crashes_is_a_cell_and_what_cannot_hold_a_graph_is_no_failure(
+    here: Genkit, bundle: Path, tmp_path: Path
+) -> None:
+    copy, page = tmp_path / "<b>odd", tmp_path / "page.html"
+    shutil.copytree(bundle, copy)
+    page.write_text("an earlier one")
+    options = "--runtime", "all", "--disable-plugin", "runtimes", "--html", page
+    asked = here("verify", copy, *options, check=False)
     assert asked.returncode == 1
     assert "does not compute everywhere what was exported: encoder: gone: no answer, the runtime 'gone'" in asked.stderr
     assert "(5 of " in asked.stderr, "of gone and rounding two each, of crashing one, of those that lack none"
@@ -328,37 +332,41 @@ def test_one_that_crashes_is_a_cell_and_what_cannot_hold_a_graph_is_no_failure(h
     assert lines["decoder", "onnxruntime"].endswith(" ok"), "what comes after a crash"
     assert "not asked: needy; needed is not installed: pip install needed" in asked.stdout
 
-
-@pytest.mark.usefixtures("strange")
-def test_what_a_library_does_by_default_is_beside_and_never_a_failure(bundle: Path) -> None:
-    cells = {(cell.graph, cell.runtime): cell for cell in genkit.compare_runtimes(bundle, disabled=["runtimes"]).cells}
-    kinds = ("careful", "deadly", "elsewhere", "void")
-    assert {cells[graph, kind].verdict for graph in ("encoder", "decoder") for kind in kinds} == {"ok"}
-    assert cells["decoder", "onnxruntime"].by_default is None
-    careful, deadly, elsewhere, void = (cells["decoder", kind].by_default for kind in kinds)
-    assert careful
-    assert careful.rms
-    assert careful.rms > 100
-    assert careful.reason == ""
-    assert deadly == genkit.ByDefault(None, "the process that reads it was killed by SIGSEGV")
-    assert cells["decoder", "deadly"].seconds, "the crash came after the cell was filled"
-    assert elsewhere == genkit.ByDefault(None, "its defaults are elsewhere")
-    assert void
-    assert void.rms is None
-    assert "values are not finite" in void.reason
-
-
-@pytest.mark.usefixtures("strange")
-def test_the_table_says_what_a_library_does_by_default(here: Genkit, bundle: Path) -> None:
-    asked = here("verify", bundle, "--runtime", "all", "--disable-plugin", "runtimes", check=False)
-    lines = {tuple(line.split()[:2]): line.split() for line in asked.stdout.splitlines()}
-    assert lines["graph", "runtime"][7:9] == ["by", "default"]
-    assert int(lines["decoder", "careful"][6].replace(",", "")) > 100
-    assert [lines["decoder", kind][6] for kind in ("onnxruntime", "deadly")] == ["-", "none"]
+    # what a library does by default
+    assert lines["graph", "runtime"].split()[7:9] == ["by", "default"]
+    assert int(lines["decoder", "careful"].split()[6].replace(",", "")) > 100
+    assert [lines["decoder", kind].split()[6] for kind in ("onnxruntime", "deadly")] == ["-", "none"]
     assert "by default: decoder: deadly: the process that reads it was killed by SIGSEGV" in asked.stdout
+
+    # the page says the same, and loads nothing
+    reader = Reader()
+    reader.feed(page.read_text())
+    assert reader.loaded == []
+    assert not {"script", "link", "img", "b"} & set(reader.tags)
+    assert reader.tags.count("table") == reader.tags.count("caption") == 3
+    assert set(reader.scopes) == {"col", "row"}
+    assert "<b>odd does not compute everywhere what was exported" in reader.text
+    for said in ("crashing", "was killed by SIGSEGV", "it has no Tanh", "by default: decoder: deadly", "needy"):
+        assert said in reader.text
+    assert [path.name for path in tmp_path.iterdir() if page.name in path.name] == [page.name]
+
+
+@pytest.mark.usefixtures("strange")
+def test_what_a_library_does_by_default_is_beside_and_never_a_failure(here: Genkit, bundle: Path) -> None:
     shown = here("verify", bundle, "--runtime", "all", "--json", "--disable-plugin", "runtimes", check=False).stdout
-    (careful,) = (c for c in json.loads(shown)["cells"] if (c["graph"], c["runtime"]) == ("encoder", "careful"))
-    assert careful["by_default"]["rms"] > 100
+    cells = {(cell["graph"], cell["runtime"]): cell for cell in json.loads(shown)["cells"]}
+    kinds = ("careful", "deadly", "elsewhere", "void")
+    assert {cells[graph, kind]["verdict"] for graph in ("encoder", "decoder") for kind in kinds} == {"ok"}
+    assert cells["decoder", "onnxruntime"]["by_default"] is None
+    careful, deadly, elsewhere, void = (cells["decoder", kind]["by_default"] for kind in kinds)
+    assert careful["rms"] > 100
+    assert careful["reason"] == ""
+    assert deadly == {"rms": None, "reason": "the process that reads it was killed by SIGSEGV"}
+    assert cells["decoder", "deadly"]["seconds"], "the crash came after the cell was filled"
+    assert elsewhere == {"rms": None, "reason": "its defaults are elsewhere"}
+    assert void["rms"] is None
+    assert "values are not finite" in void["reason"]
+    assert cells["encoder", "careful"]["by_default"]["rms"] > 100
 
 
 @pytest.mark.parametrize("runtime", ["mnn", "ncnn", "openvino"])
@@ -481,25 +489,6 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-
-
-@pytest.mark.usefixtures("strange")
-def test_the_table_as_a_page_says_the_same_and_loads_nothing(here: Genkit, bundle: Path, tmp_path: Path) -> None:
-    copy, page = tmp_path / "<b>odd", tmp_path / "page.html"
-    shutil.copytree(bundle, copy)
-    page.write_text("an earlier one")
-    options = "--runtime", "all", "--disable-plugin", "runtimes", "--html", page
-    assert here("verify", copy, *options, check=False).returncode == 1
-    reader = Reader()
-    reader.feed(page.read_text())
-    assert reader.loaded == []
-    assert not {"script", "link", "img", "b"} & set(reader.tags)
-    assert reader.tags.count("table") == reader.tags.count("caption") == 3
-    assert set(reader.scopes) == {"col", "row"}
-    assert "<b>odd does not compute everywhere what was exported" in reader.text
-    for said in ("crashing", "was killed by SIGSEGV", "it has no Tanh", "by default: decoder: deadly", "needy"):
-        assert said in reader.text
-    assert [path.name for path in tmp_path.iterdir() if page.name in path.name] == [page.name]
 
 
 @pytest.mark.parametrize(
