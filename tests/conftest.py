@@ -102,6 +102,16 @@ def here(capfd: pytest.CaptureFixture[str]) -> Genkit:
     return genkit
 
 
+@pytest.fixture
+def acme_here(acme_python: Path, here: Genkit, monkeypatch: pytest.MonkeyPatch) -> Iterator[Genkit]:
+    """``genkit`` in this process, with the good third-party package as pip installed it."""
+    (site,) = acme_python.parents[1].glob("lib/python*/site-packages")
+    monkeypatch.syspath_prepend(str(site))
+    yield here
+    for name in [name for name in sys.modules if name.partition(".")[0] == "genkit_acme"]:
+        del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def acme_run(acme: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the third-party model."""
@@ -111,10 +121,12 @@ def acme_run(acme: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mnist_run(genkit: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mnist_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the textbook model on a few images."""
     run = tmp_path_factory.mktemp("mnist_run") / "run"
-    genkit("train", "--model", "mnist_vae", "--epochs", 2, "--set", "dataset.limit=512", "--out", run)
+    assert (
+        main(["train", "--model", "mnist_vae", "--epochs", "2", "--set", "dataset.limit=512", "--out", str(run)]) == 0
+    )
     return run
 
 

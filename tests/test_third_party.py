@@ -22,14 +22,16 @@ def test_a_third_party_model_trains_and_leaves_a_whole_run(acme_run: Path) -> No
     assert {"name": "acme", "distribution": "genkit-acme", "version": "1.2.3"}.items() <= plugins[-1].items()
 
 
-def test_it_resumes_samples_encodes_and_evaluates(acme: Genkit, acme_run: Path, tmp_path: Path) -> None:
-    assert "finished" in acme("train", "--out", acme_run, "--resume").stdout
+def test_it_resumes_samples_encodes_and_evaluates(
+    acme: Genkit, acme_here: Genkit, acme_run: Path, tmp_path: Path
+) -> None:
+    assert "finished" in acme_here("train", "--out", acme_run, "--resume").stdout
     acme("sample", acme_run, "-n", 5, "--out", tmp_path / "s.png")
-    acme("reconstruct", acme_run, "-n", 3, "--out", tmp_path / "r.png")
+    acme_here("reconstruct", acme_run, "-n", 3, "--out", tmp_path / "r.png")
     width, height = picture_size(tmp_path / "s.png")
     assert width > height
-    assert "log_scale" in acme("encode", acme_run, "--index", 3).stdout
-    result = json.loads(acme("evaluate", acme_run, "--samples", 8, "--json").stdout)
+    assert "log_scale" in acme_here("encode", acme_run, "--index", 3).stdout
+    result = json.loads(acme_here("evaluate", acme_run, "--samples", 8, "--json").stdout)
     assert result["observations"] == 64
     assert result["log_likelihood"]["value"] < 0
 
@@ -46,34 +48,34 @@ def test_it_exports_a_verified_bundle_that_can_be_sampled(acme: Genkit, acme_run
     assert picture_size(tmp_path / "b.png")[0] >= 200
 
 
-def test_labels_reach_the_components_that_use_them_and_no_other_graph(acme: Genkit, tmp_path: Path) -> None:
+def test_labels_reach_the_components_that_use_them_and_no_other_graph(acme_here: Genkit, tmp_path: Path) -> None:
     run, bundle = tmp_path / "run", tmp_path / "bundle"
-    acme("train", "--model", "acme", "--set", "dataset.labelled=true", "--epochs", 1, "--out", run)
-    acme("export", run, "--out", bundle)
+    acme_here("train", "--model", "acme", "--set", "dataset.labelled=true", "--epochs", 1, "--out", run)
+    acme_here("export", run, "--out", bundle)
     graphs = {g["name"]: g for g in json.loads((bundle / "manifest.json").read_text())["graphs"]}
     assert [i["name"] for i in graphs["encoder"]["inputs"]] == ["x"]
     assert [(i["name"], i["dtype"]) for i in graphs["decoder"]["inputs"]] == [("z", "float32"), ("condition", "int64")]
-    acme("sample", run, "--condition", 1, "--out", tmp_path / "ones.png")
-    acme("sample", bundle, "--condition", 1, "--out", tmp_path / "bundle_ones.png")
-    refused = acme("sample", run, "--condition", 2, check=False)
+    acme_here("sample", run, "--condition", 1, "--out", tmp_path / "ones.png")
+    acme_here("sample", bundle, "--condition", 1, "--out", tmp_path / "bundle_ones.png")
+    refused = acme_here("sample", run, "--condition", 2, check=False)
     assert (refused.returncode, refused.stderr) == (2, "error: condition = 2: the labels go from 0 to 1\n")
 
 
-def test_a_model_of_two_turns_without_an_encoder_is_nothing_special(acme: Genkit, tmp_path: Path) -> None:
+def test_a_model_of_two_turns_without_an_encoder_is_nothing_special(acme_here: Genkit, tmp_path: Path) -> None:
     run, bundle = tmp_path / "run", tmp_path / "bundle"
-    acme("train", "--model", "acme_gan", "--out", run)
+    acme_here("train", "--model", "acme_gan", "--out", run)
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert set(row["train"]) == {"loss", "critic/loss", "generator/loss"}
     assert row["train"]["loss"] == pytest.approx(row["train"]["critic/loss"] + row["train"]["generator/loss"])
     assert not (run / "reconstructions").exists()
-    acme("sample", run, "--out", tmp_path / "points.png")
-    result = json.loads(acme("evaluate", run, "--json").stdout)
+    acme_here("sample", run, "--out", tmp_path / "points.png")
+    result = json.loads(acme_here("evaluate", run, "--json").stdout)
     assert result["log_likelihood"]["value"] is None
     assert "no encoder" in result["log_likelihood"]["reason"]
-    refused = acme("encode", run, check=False)
+    refused = acme_here("encode", run, check=False)
     assert refused.returncode == 2
     assert "no encoder" in refused.stderr
-    acme("export", run, "--out", bundle)
+    acme_here("export", run, "--out", bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert [graph["name"] for graph in manifest["graphs"]] == ["decoder"]
     assert manifest["absent"] == [{"name": "encoder", "reason": "the model has no encoder"}]
@@ -97,12 +99,14 @@ def test_what_genkit_promises_holds_for_a_plugin_that_was_installed_later(acme_p
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 50, "some eighteen checks of two models, and the rest"
 
 
-def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_checkpoint(acme: Genkit, tmp_path: Path) -> None:
+def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_checkpoint(
+    acme_here: Genkit, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     changes = ["--set", "loss=explodes", "--set", "loss.after=5", "--epochs", 3]
-    done = acme("train", "--model", "acme", *changes, "--out", run, check=False)
+    done = acme_here("train", "--model", "acme", *changes, "--out", run, check=False)
     assert done.returncode == 1
     assert "in epoch 2, step 5: the term 'broken' is not finite" in done.stderr
     assert str(run / "checkpoints" / "epoch_0001") in done.stderr
     assert "Traceback" not in done.stderr
-    acme("sample", run, "--out", tmp_path / "s.png")
+    acme_here("sample", run, "--out", tmp_path / "s.png")

@@ -63,8 +63,8 @@ def test_the_probe_would_notice_what_is_slow() -> None:
     assert {"pydantic", "rich", "yaml"} <= set(slow)
 
 
-def test_verify_never_imports_torch(genkit: Genkit, mnist_run: Path, tmp_path: Path) -> None:
-    genkit("export", mnist_run, "--out", tmp_path / "bundle")
+def test_verify_never_imports_torch(here: Genkit, mnist_run: Path, tmp_path: Path) -> None:
+    here("export", mnist_run, "--out", tmp_path / "bundle")
     assert _probe("verify", tmp_path / "bundle") == (0, [])
     (tmp_path / "bundle" / "decoder.onnx").write_bytes(b"not a graph")
     assert _probe("verify", tmp_path / "bundle") == (1, [])
