@@ -17,8 +17,6 @@ from genkit.scaffold import PluginKind
 
 KINDS = get_args(PluginKind)
 
-pytestmark = pytest.mark.xdist_group("new_plugin")
-
 
 @pytest.fixture(scope="module")
 def written(genkit: Genkit, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -67,18 +65,19 @@ def test_what_is_written_is_what_is_registered(python: Path) -> None:
         assert what in registered
 
 
-@pytest.mark.parametrize("tool", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)
-def test_what_is_written_is_clean(tool: list[str], written: Path) -> None:
-    for kind in KINDS:
+def test_what_is_written_is_clean(written: Path) -> None:
+    packages = [f"genkit-my-{kind}/genkit_my_{kind}" for kind in KINDS]
+    ours = ["--config-file", f"genkit-my-{KINDS[0]}/pyproject.toml"]
+    for tool in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy", *ours, *packages]):
         done = subprocess.run(
             [sys.executable, "-m", *tool],
-            cwd=written / f"genkit-my-{kind}",
+            cwd=written,
             capture_output=True,
             text=True,
             check=False,
             env={**os.environ, "RUFF_NO_CACHE": "true", "MYPY_CACHE_DIR": str(written.parent / "mypy")},
         )
-        assert done.returncode == 0, f"{kind}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{tool}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("name", ["genkit-foo-bar", "genkit_foo_bar", "foo-bar", "Foo.Bar"])

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from genkit import hookimpl, session
 from genkit.assemble import Composition, assemble
+from genkit.bundle import Bundle
 from genkit.data import Transformed, length, take
 from genkit.errors import PluginWarning, unknown
 from genkit.inference import to_batch
@@ -284,6 +285,13 @@ class Composed:
     def on_cpu(self) -> Loaded:
         """The trained model where graphs are asked for."""
         return session.load(self.run.path, self.plugins.registry, "last", "cpu", None)
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        """Its proven graphs, to be read."""
+        with self._attempt("exporting it", "See what `genkit export` says of it."):
+            session.export(self.on_cpu, self.plugins, self.folder / "bundle", format_="onnx", opset=18, seed=0)
+        return Bundle.open(self.folder / "bundle")
 
     def batch(self, n: int) -> Batch:
         """``n`` test observations, as the model sees them, on the CPU; again from the first where there are fewer."""
