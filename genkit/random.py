@@ -20,6 +20,15 @@ def derive(*keys: int) -> int:
 def seed_all(seed: int) -> None:
     """Seeds torch (every device), numpy and Python."""
     torch.manual_seed(seed)
+    seed_cpu(seed)
+
+
+def seed_cpu(seed: int) -> None:
+    """Seeds what is drawn on the CPU, as ``seed_all`` does, but fast enough for each item of a dataset.
+
+    For a device that is not in use yet, torch keeps the seed together with a traceback, which takes 0.3 ms.
+    """
+    torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

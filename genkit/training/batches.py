@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from genkit.data import Transformed, length, scale, split
 from genkit.errors import GenkitError, InvalidComponent
 from genkit.interfaces import Batch
-from genkit.random import derive, seed_all, seeded
+from genkit.random import derive, seed_all, seed_cpu, seeded
 from genkit.task import Data
 from genkit.training.team import ALONE, Team
 
@@ -215,9 +215,10 @@ class _Reproducible(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         items = []
+        seed = seed_all if torch.cuda.is_initialized() else seed_cpu
         with seeded(self.seed):
             for index in indices:
-                seed_all(derive(self.seed, index))
+                seed(derive(self.seed, index))
                 try:
                     items.append(self.dataset[index])
                 except GenkitError as error:  # raised in a worker, it would arrive as the text of a traceback
