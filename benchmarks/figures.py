@@ -58,12 +58,17 @@ def machine(device: torch.device) -> str:
 
 
 def keep(section: str, figures: Mapping[str, Any], device: torch.device, path: Path | None) -> None:
-    """Puts a section into the results, leaving the others as they are; does nothing where ``path`` is None."""
+    """Puts figures into a section of the results; does nothing where ``path`` is None.
+
+    Other sections stay as they are, and so do other figures of this one that the same machine gave.
+    """
     if path is None:
         return
     path = file_of(device) if path == DEFAULT else path
     kept = json.loads(path.read_text()) if path.exists() else {}
-    kept[section] = {"machine": machine(device), "torch": torch.__version__, **figures}
+    here = {"machine": machine(device), "torch": torch.__version__}
+    before = kept.get(section, {})
+    kept[section] = {**(before if here.items() <= before.items() else here), **figures}
     path.write_text(json.dumps(kept, indent=2) + "\n")
 
 

@@ -2,11 +2,13 @@
 
 - data: 1, 10 and 100 times 6,000 drawn images of 28 x 28, in memory and streamed from a file; ``mnist_vae``;
 - parameters: hidden layers of 100 to 3,200 units, on 6,000 images;
-- processes: ``torchrun`` with 1, 2 and 4 of them, each limited to one thread, on the 60,000 images of MNIST, in the
-  textbook's batches and in large ones. Fewer cores than that are shared; on GPUs there is one for each process, and no
-  more processes than that. Beside it, the products of an epoch by as many processes that never wait for each other;
+- processes: ``torchrun`` with 1, 2 and 4 of them, each limited to one thread: ``mnist_vae`` on the 60,000 images of
+  MNIST, in the textbook's batches and in large ones, and ``mnist_iwae``, which computes 50 times as much for each
+  gradient, on 6,000. Fewer cores than that are shared; on GPUs there is one for each process, and no more processes
+  than that. Beside it, the products of an epoch by as many processes that never wait for each other;
 - waiting: of an epoch of ``shapes_vae`` on images of 64 x 64 x 3 that are streamed from a file, the share of its time
-  that the loop spends on waiting for its next portion. ``--images 1000000`` writes 12 GB.
+  that the loop spends on waiting for its next portion. ``--images 1000000`` writes 12 GB; ``--batches 200`` is for a
+  processor, which would take hours for all of them.
 
 A figure is the second epoch's ``seconds`` in ``metrics.jsonl``; the first is the warm-up. Growth is linear where the
 time an image, and a million parameters' share of it, stay the same. The file of images was written just before, so what
@@ -15,10 +17,12 @@ is read of it may be in memory already, as far as there is room.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +40,7 @@ from torch.utils.data import Dataset, TensorDataset
 import genkit
 from benchmarks import figures
 from benchmarks.figures import spread
-from benchmarks.loops import BATCH
+from benchmarks.loops import BATCH, synchronize
 from benchmarks.loops.floor import products, seconds_of
 from genkit.assemble import assemble, resolve
 from genkit.random import seeded
@@ -48,8 +52,13 @@ BASE = 6_000
 FACTORS = (1, 10, 100)
 HIDDEN = (100, 200, 400, 800, 1600, 3200)
 PROCESSES = (1, 2, 4)
-BATCHES = (128, 1024)
-"""Of the training by several processes: the textbook's, and one of a size for which one uses several."""
+TOGETHER = (
+    ("mnist_vae", 128, 60_000),
+    ("mnist_vae", 1024, 60_000),
+    ("mnist_vae", 4096, 60_000),
+    ("mnist_iwae", 128, 6_000),
+)
+"""Models, batch sizes and images for several processes: from much talk for little work to the opposite."""
 PARTS = ("data", "parameters", "processes", "waiting")
 _BLOCK = 10_000
 
@@ -97,31 +106,46 @@ class Epochs:
         """Numbers that are trained."""
         return sum(p.numel() for p in self.task.module.parameters())
 
-    def seconds(self) -> float:
-        """Of the second epoch."""
+    def fit(self) -> list[dict[str, Any]]:
+        """Trains; gives the metrics."""
         with tempfile.TemporaryDirectory() as folder:
             run = genkit.Run.create(Path(folder, "run"), self.recipe, {})
             self.trainer.fit(run)
-            return float(run.metrics()[-1]["seconds"])
+            return run.metrics()
 
-    def waiting(self) -> tuple[float, float]:
-        """Seconds of the second epoch, and how many of them were spent on waiting for portions."""
-        waits: list[float] = []
+    def seconds(self) -> float:
+        """Of the second epoch."""
+        return float(self.fit()[-1]["seconds"])
+
+    def waiting(self, batches: int | None) -> tuple[float, float]:
+        """Seconds of the last epoch, and how many of them were spent on waiting for portions.
+
+        Where ``batches`` are given, training is interrupted after as many; that is within the first epoch then, and the
+        start of the readers is in it.
+        """
+        elapsed, waited = 0.0, 0.0
         epoch_of = self.trainer.training.epoch
 
         def timed(epoch: int, start: int = 0) -> Iterator[Any]:
-            waited, portions = 0.0, epoch_of(epoch, start)
-            while True:
-                started = time.perf_counter()
+            nonlocal elapsed, waited
+            waited, began, portions = 0.0, time.perf_counter(), epoch_of(epoch, start)
+            for taken in itertools.count():
+                asked = time.perf_counter()
                 portion = next(portions, None)
-                waited += time.perf_counter() - started
-                if portion is None:
-                    waits.append(waited)
-                    return
-                yield portion
+                waited += time.perf_counter() - asked
+                if portion is not None and taken != batches:
+                    yield portion
+                    continue
+                synchronize(self.trainer.device)
+                elapsed = time.perf_counter() - began
+                if portion is not None:
+                    signal.raise_signal(signal.SIGINT)
+                    yield portion
+                return
 
         self.trainer.training.epoch = timed  # type: ignore[method-assign]  # to measure the loop's own iterator
-        return self.seconds(), waits[-1]
+        self.fit()
+        return elapsed, waited
 
 
 def over_data(folder: Path, factors: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -155,18 +179,22 @@ def over_processes(folder: Path, device: torch.device) -> dict[str, dict[str, fl
     """
     most = torch.cuda.device_count() if device.type == "cuda" else max(PROCESSES)
     counts = [count for count in PROCESSES if count <= most]
-    found = {f"batches of {size:,}": {str(n): together(folder, device, size, n) for n in counts} for size in BATCHES}
+    found = {
+        f"{model}, batches of {size:,}": {str(n): together(folder, device, model, size, images, n) for n in counts}
+        for model, size, images in TOGETHER
+    }
     if device.type == "cpu":
         found["products apart"] = {str(count): apart(count) for count in counts}
     return found
 
 
-def together(folder: Path, device: torch.device, batch_size: int, count: int) -> float:
+def together(folder: Path, device: torch.device, model: str, batch_size: int, images: int, count: int) -> float:
     """Seconds of the second epoch of ``count`` processes that train one model."""
-    run = folder / f"processes_{batch_size}_{count}"
+    run = folder / f"{model}_{batch_size}_{count}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += ["-m", "genkit", "train", "--model", "mnist_vae", "--epochs", "2", "--device", device.type]
-    command += ["--batch-size", str(batch_size), "--out", str(run)]
+    command += ["-m", "genkit", "train", "--model", model, "--set", f"dataset.limit={images}", "--epochs", "2"]
+    command += ["--device", device.type, "--batch-size", str(batch_size), "--set", "training.evaluate_every=0"]
+    command += ["--set", "training.sample_every=0", "--out", str(run)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -197,11 +225,11 @@ def _multiply(begin: Any, times: Any, steps: int) -> None:
     times.put(seconds_of(lambda: [torch.mm(a, b, out=c) for a, b, c in step], cpu, steps))
 
 
-def waiting(folder: Path, images: int, device: torch.device) -> dict[str, Any]:
+def waiting(folder: Path, images: int, batches: int | None, device: torch.device) -> dict[str, Any]:
     """The share of an epoch's time that the loop waits for its input."""
     stored = Stored(written(folder / "images.npy", images, LARGE))
-    seconds, waited = Epochs("shapes_vae", stored, LARGE, device).waiting()
-    return {"images": images, "seconds": seconds, "waited": waited}
+    seconds, waited = Epochs("shapes_vae", stored, LARGE, device).waiting(batches)
+    return {"images": images, "batches": batches, "seconds": seconds, "waited": waited}
 
 
 def slope(times: Mapping[str, float]) -> float:
@@ -214,22 +242,24 @@ def slope(times: Mapping[str, float]) -> float:
 def lines(part: str, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was found, for a person."""
     if part == "waiting":
-        shares = [100 * found["waited"] / found["seconds"] for found in rounds]
-        return [f"waiting for input: {spread(shares)} % of an epoch of {rounds[0]['images']:,} images of 64 x 64 x 3"]
-    groups = {"": rounds}
+        first = rounds[0]
+        shares = spread([100 * found["waited"] / found["seconds"] for found in rounds])
+        what = f"the first {first['batches']:,} batches" if first["batches"] else "an epoch"
+        return [f"waiting for input: {shares} % of {what} of {first['images']:,} images of 64 x 64 x 3"]
+    groups: dict[str, list[Any]] = {part: list(rounds)}
     if part != "parameters":
-        groups = {f", {kind}": [found[kind] for found in rounds] for kind in rounds[0]}
-    unit = {"data": "images", "parameters": "parameters", "processes": "processes"}[part]
+        what = {"data": "images", "processes": "processes"}[part]
+        groups = {f"{what}, {kind}": [found[kind] for found in rounds] for kind in rounds[0]}
     text = []
     for name, each in groups.items():
+        text.append(name)
         for size in each[0]:
-            text.append(f"{int(size):>12,} {unit}{name}: {spread([times[size] for times in each], 3)} s an epoch")
-        if part == "processes":
-            for size in each[0]:
-                speed = spread([times["1"] / times[size] for times in each])
-                text.append(f"{int(size):>12,} processes{name}: {speed} times the speed of one")
-        elif len(each[0]) > 1:
-            text.append(f"{'':12} growth{name}: the power {spread([slope(times) for times in each])}")
+            line = f"{int(size):>12,}: {spread([times[size] for times in each])} s an epoch"
+            if part == "processes" and size != "1":
+                line += f", {spread([times['1'] / times[size] for times in each])} times the speed of one"
+            text.append(line)
+        if part != "processes" and len(each[0]) > 1:
+            text.append(f"      growth: the power {spread([slope(times) for times in each])}")
     return text
 
 
@@ -239,6 +269,7 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS, help="this one; once or more. Default: all")
     parser.add_argument("--factors", type=int, nargs="+", default=FACTORS, help=f"times {BASE:,} images")
     parser.add_argument("--images", type=int, default=4_000, metavar="N", help="of 64 x 64 x 3, for the waiting")
+    parser.add_argument("--batches", type=int, metavar="N", help="of them, for the waiting. Default: two epochs")
     options = parser.parse_args()
     device = choose_device(options.device)
 
@@ -254,7 +285,7 @@ def main() -> None:
                 elif part == "processes":
                     rounds.append(over_processes(folder, device))
                 else:
-                    rounds.append(waiting(folder, options.images, device))
+                    rounds.append(waiting(folder, options.images, options.batches, device))
     print(f"{figures.machine(device)}: medians of {options.rounds} rounds (lowest to highest)")
     for part, rounds in result.items():
         print("\n".join(lines(part, rounds)))
