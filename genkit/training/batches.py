@@ -98,6 +98,12 @@ class _Shaped:
         generator = torch.Generator().manual_seed(derive(self.seed, _ORDER, epoch))
         return torch.randperm(self.size, generator=generator)
 
+    def cut(self, order: Tensor, start: int, every: int) -> Iterator[tuple[Tensor, int, int]]:
+        """Of each batch: this process's indices, how many of them count, and the size over all processes."""
+        for begin in range(start * self.batch_size, self.size, every * self.batch_size):
+            indices = order[begin : begin + self.batch_size]
+            yield *self.team.share(indices), len(indices)
+
     def read(self, x: Tensor, labels: Tensor | None) -> Batch:
         """Observations on the device as they are stored -> as models see them."""
         return self.finish(x if self.transform is None else self.transform(x), labels)
@@ -130,9 +136,8 @@ class Resident(_Shaped):
 
     def epoch(self, epoch: int, start: int = 0, every: int = 1) -> Iterator[Portion]:
         """Index tensors on the device."""
-        for indices in self.order(epoch).to(self.device).split(self.batch_size)[start::every]:
-            items, own = self.team.share(indices)
-            yield Portion(items, len(indices), own)
+        for indices, own, size in self.cut(self.order(epoch).to(self.device), start, every):
+            yield Portion(indices, size, own)
 
     def load(self, items: Tensor) -> Batch:
         """Gathers the rows of these indices."""
@@ -149,21 +154,20 @@ class Streamed(_Shaped):
 
     def epoch(self, epoch: int, start: int = 0, every: int = 1) -> Iterator[Portion]:
         """Collated items on the CPU."""
-        batches = self.order(epoch).split(self.batch_size)[start::every]
-        shares = [self.team.share(indices) for indices in batches]
+        order = self.order(epoch)
         loader = DataLoader(
             _Reproducible(self.dataset, derive(self.seed or 0, _ITEMS, epoch)),
-            batch_sampler=[indices.tolist() for indices, _ in shares],
+            batch_sampler=(indices.tolist() for indices, _, _ in self.cut(order, start, every)),
             num_workers=self.workers,
             pin_memory=self.device.type != "cpu",
             worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator(),  # or it would draw from the training's own, once more after each resume
             collate_fn=_collate,
         )
-        for items, indices, (_, own) in zip(loader, batches, shares, strict=True):
+        for items, (_, own, size) in zip(loader, self.cut(order, start, every), strict=True):
             if isinstance(items, GenkitError):
                 raise items
-            yield Portion(items, len(indices), own)
+            yield Portion(items, size, own)
 
     def load(self, items: Any) -> Batch:
         """Moves the items to the device."""
