@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +17,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OPTIONS: dict[str, Any] = {"fallback_random": True}
 
 
-def compiled(function: F) -> F:
-    """``function``, compiled anew for each shape that it is called with. Call it inside of ``many_kernels()``."""
-    made: F = torch.compile(function, dynamic=False, options=_OPTIONS)  # type: ignore[assignment]  # it gives the same signature
-    return made
+def compiled(function: F, options: Mapping[str, Any] = MappingProxyType({})) -> F:
+    """``function``, compiled anew for each shape that it is called with. Call it inside of ``many_kernels()``.
+
+    Args:
+        options: of ``torch._inductor.config``, beside those that all of genkit's kernels are made with.
+    """
+    made: Any = torch.compile(function, dynamic=False, options={**_OPTIONS, **options})
+    return made  # type: ignore[no-any-return]  # it has the same signature
 
 
 def compiled_graph(function: Any, tensors: Sequence[Tensor]) -> Callable[..., Any]:
