@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from genkit.errors import GenkitError, InvalidOption
 from genkit.training.batches import Portion
@@ -89,7 +89,8 @@ class GraphStep:
         self.inner, self.recorder, self.otherwise = inner, recorder, otherwise
         self.optimizers, self.autocast = inner.optimizers, inner.autocast
         self.taken = 0
-        self.items: Any = None
+        self.slots: list[Tensor] = []
+        """Where the recorded step finds its portion; empty until one was recorded, or could not be."""
         self.replay: Replay | None = None
 
     def active(self) -> AbstractContextManager[None]:
@@ -99,18 +100,18 @@ class GraphStep:
     def __call__(self, portion: Portion, step: int) -> None:
         """Takes step number ``step`` (from 0)."""
         whole = portion.size == self.inner.batches.batch_size
-        if not whole or (self.items is None and not self.recorder.ready(step, self.taken)):
+        if not whole or (not self.slots and not self.recorder.ready(step, self.taken)):
             self.taken += whole
             with self.recorder.aside():
                 self.inner(portion, step)
             return
-        if self.items is None:
+        if not self.slots:
             self.replay = self.recorded(portion)
         if self.replay is None:
             self.inner(portion, step)
             return
         self.inner.schedule(step)
-        for own, given in zip(_tensors(self.items), _tensors(portion.items), strict=True):
+        for own, given in zip(self.slots, _tensors(portion.items), strict=True):
             own.copy_(given, non_blocking=True)
         self.replay()
         self.inner.meter.advance(step + 1, portion.size)
@@ -118,9 +119,10 @@ class GraphStep:
     def recorded(self, portion: Portion) -> Replay | None:
         """A step on items that are put where those of ``portion`` were put, or None where it cannot be recorded."""
         device = self.inner.meter.sums.device
-        self.items = tree_map_only(Tensor, lambda tensor: tensor.to(device, copy=True), portion.items)
+        items = tree_map_only(Tensor, lambda tensor: tensor.to(device, copy=True), portion.items)
+        self.slots = _tensors(items)
         try:
-            return self.recorder.record(lambda: self.inner.work(portion._replace(items=self.items)))
+            return self.recorder.record(lambda: self.inner.work(portion._replace(items=items)))
         except GenkitError:
             raise
         except RuntimeError as error:
@@ -135,6 +137,4 @@ class GraphStep:
 
 
 def _tensors(items: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, items)
-    return found
+    return [leaf for leaf in tree_leaves(items) if isinstance(leaf, Tensor)]
