@@ -243,28 +243,32 @@ def slope(times: Mapping[str, float]) -> float:
     return math.log(after / before) / math.log(int(larger) / int(size))
 
 
-def lines(part: str, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was found, for a person."""
-    if part == "waiting":
-        first = rounds[0]
-        shares = spread([100 * found["waited"] / found["seconds"] for found in rounds])
-        what = f"the first {first['batches']:,} batches" if first["batches"] else "an epoch"
-        return [f"waiting for input: {shares} % of {what} of {first['images']:,} images of 64 x 64 x 3"]
-    groups: dict[str, list[Any]] = {part: list(rounds)}
+def tables(part: str, rounds: Sequence[Mapping[str, Any]]) -> Iterator[list[list[str]]]:
+    """What was found, for a person: of each kind the head and the rows."""
+    kinds: dict[str, list[Any]] = {part: list(rounds)}
     if part != "parameters":
         what = {"data": "images", "processes": "processes"}[part]
-        groups = {f"{what}, {kind}": [found[kind] for found in rounds] for kind in rounds[0]}
-    text = []
-    for name, each in groups.items():
-        text.append(name)
-        for size in each[0]:
-            line = f"{int(size):>12,}: {spread([times[size] for times in each])} s an epoch"
-            if part == "processes" and size != "1":
-                line += f", {spread([times['1'] / times[size] for times in each])} times the speed of one"
-            text.append(line)
-        if part != "processes" and len(each[0]) > 1:
-            text.append(f"{'growth':>12}: at the end, the power {spread([slope(times) for times in each])}")
-    return text
+        kinds = {f"{what}, {kind}": [found[kind] for found in rounds] for kind in rounds[0]}
+    for name, each in kinds.items():
+        head, rows = (
+            [name, "seconds an epoch"],
+            [[f"{int(size):,}", spread([t[size] for t in each])] for size in each[0]],
+        )
+        if part == "processes":
+            head.append("times the speed of one")
+            for row, size in zip(rows, each[0], strict=True):
+                row.append(spread([times["1"] / times[size] for times in each]))
+        elif len(rows) > 1:
+            rows.append(["growth at the end, the power", spread([slope(times) for times in each])])
+        yield [head, *rows]
+
+
+def share(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """How long was waited for input, for a person."""
+    first = rounds[0]
+    shares = spread([100 * found["waited"] / found["seconds"] for found in rounds])
+    what = f"the first {first['batches']:,} batches" if first["batches"] else "an epoch"
+    return f"Waiting for input: {shares} % of {what} of {first['images']:,} images of 64 x 64 x 3."
 
 
 def main() -> None:
@@ -292,7 +296,13 @@ def main() -> None:
                     rounds.append(waiting(folder, options.images, options.batches, device))
     print(f"{figures.machine(device)}: medians of {options.rounds} rounds (lowest to highest)")
     for part, rounds in result.items():
-        print("\n".join(lines(part, rounds)))
+        if part == "waiting":
+            print(share(rounds))
+            continue
+        for table in tables(part, rounds):
+            print()
+            for first, *others in table:
+                print(f"{first:42}" + "".join(f"{other:26}" for other in others).rstrip())
     figures.keep("scale", result, device, options.json)
 
 

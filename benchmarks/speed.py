@@ -73,9 +73,12 @@ def sampling(section: Section) -> Iterator[str]:
 
 
 def growing(section: Section) -> Iterator[str]:
-    """Each part, as it is printed."""
-    text = [line for part in scale.PARTS if section.get(part) for line in scale.lines(part, section[part])]
-    yield "```\n" + "\n".join(text) + "\n```"
+    """The tables of each part that was measured."""
+    for part in (part for part in scale.PARTS if section.get(part)):
+        if part == "waiting":
+            yield scale.share(section[part])
+        else:
+            yield from (table(*rows) for rows in scale.tables(part, section[part]))
 
 
 def brief(section: Section) -> Iterator[str]:
