@@ -79,7 +79,7 @@ class Stored(Dataset[Any]):
 
 
 def written(path: Path, count: int, shape: Sequence[int]) -> Path:
-    """A file of ``count`` images of noise, uint8, of which nothing is in memory."""
+    """A file of ``count`` images of noise, uint8; where the system can be asked for it, none of it stays in memory."""
     generator = np.random.default_rng(0)
     images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, *shape))
     for start in range(0, count, _BLOCK):
@@ -87,8 +87,9 @@ def written(path: Path, count: int, shape: Sequence[int]) -> Path:
         images[start : start + rows] = generator.integers(0, 256, (rows, *shape), np.uint8)
     images.flush()
     del images
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return path
 
 
@@ -245,15 +246,18 @@ def slope(times: Mapping[str, float]) -> float:
 
 def tables(part: str, rounds: Sequence[Mapping[str, Any]]) -> Iterator[list[list[str]]]:
     """What was found, for a person: of each kind the head and the rows."""
-    kinds: dict[str, list[Any]] = {part: list(rounds)}
+    if part == "waiting":
+        first, shares = rounds[0], spread([100 * found["waited"] / found["seconds"] for found in rounds])
+        what = f"the first {first['batches']:,} batches of" if first["batches"] else "an epoch of"
+        yield [["images of 64 x 64 x 3, streamed", "waiting, % of the time"], [f"{what} {first['images']:,}", shares]]
+        return
+    kinds = {"parameters": rounds}
     if part != "parameters":
         what = {"data": "images", "processes": "processes"}[part]
         kinds = {f"{what}, {kind}": [found[kind] for found in rounds] for kind in rounds[0]}
     for name, each in kinds.items():
-        head, rows = (
-            [name, "seconds an epoch"],
-            [[f"{int(size):,}", spread([t[size] for t in each])] for size in each[0]],
-        )
+        head = [name, "seconds an epoch"]
+        rows = [[f"{int(size):,}", spread([times[size] for times in each])] for size in each[0]]
         if part == "processes":
             head.append("times the speed of one")
             for row, size in zip(rows, each[0], strict=True):
@@ -261,14 +265,6 @@ def tables(part: str, rounds: Sequence[Mapping[str, Any]]) -> Iterator[list[list
         elif len(rows) > 1:
             rows.append(["growth at the end, the power", spread([slope(times) for times in each])])
         yield [head, *rows]
-
-
-def share(rounds: Sequence[Mapping[str, Any]]) -> str:
-    """How long was waited for input, for a person."""
-    first = rounds[0]
-    shares = spread([100 * found["waited"] / found["seconds"] for found in rounds])
-    what = f"the first {first['batches']:,} batches" if first["batches"] else "an epoch"
-    return f"Waiting for input: {shares} % of {what} of {first['images']:,} images of 64 x 64 x 3."
 
 
 def main() -> None:
@@ -296,9 +292,6 @@ def main() -> None:
                     rounds.append(waiting(folder, options.images, options.batches, device))
     print(f"{figures.machine(device)}: medians of {options.rounds} rounds (lowest to highest)")
     for part, rounds in result.items():
-        if part == "waiting":
-            print(share(rounds))
-            continue
         for table in tables(part, rounds):
             print()
             for first, *others in table:

@@ -75,10 +75,7 @@ def sampling(section: Section) -> Iterator[str]:
 def growing(section: Section) -> Iterator[str]:
     """The tables of each part that was measured."""
     for part in (part for part in scale.PARTS if section.get(part)):
-        if part == "waiting":
-            yield scale.share(section[part])
-        else:
-            yield from (table(*rows) for rows in scale.tables(part, section[part]))
+        yield from (table(*rows) for rows in scale.tables(part, section[part]))
 
 
 def brief(section: Section) -> Iterator[str]:

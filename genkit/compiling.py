@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -17,13 +16,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OPTIONS: dict[str, Any] = {"fallback_random": True}
 
 
-def compiled(function: F, options: Mapping[str, Any] = MappingProxyType({})) -> F:
+def compiled(function: F, options: Mapping[str, Any] | None = None) -> F:
     """``function``, compiled anew for each shape that it is called with. Call it inside of ``many_kernels()``.
 
     Args:
         options: of ``torch._inductor.config``, beside those that all of genkit's kernels are made with.
     """
-    made: Any = torch.compile(function, dynamic=False, options={**_OPTIONS, **options})
+    made: Any = torch.compile(function, dynamic=False, options={**_OPTIONS, **(options or {})})
     return made  # type: ignore[no-any-return]  # it has the same signature
 
 

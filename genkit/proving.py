@@ -55,8 +55,9 @@ def prove(
         module: the truth, in evaluation mode or not: copies of it are run in evaluation mode, in float32 and float64.
         file: the ONNX file; weights that it keeps outside have to be in one file beside it.
         inputs: by name or in the order of ``module.forward``: what draws realistic values, or a tensor of examples
-            ``(N, *shape)``, of which rows are drawn. Floats are also made harder: 4 and 2 times as large, a hundredth,
-            zero, one-hot.
+            ``(N, *shape)``, of which rows are drawn; give some dozens, because few measure PyTorch's own error poorly,
+            and a right file into which a normalisation was folded is then refused now and then. Floats are also made
+            harder: 4 and 2 times as large, a hundredth, zero, one-hot.
         outputs: the names that the file has to give, in order; as the file has them where none are given.
         ranges: of inputs that are bounded, by name: ``(low, high)``, within which the hard ones stay.
         runtimes: on which the file is run; onnxruntime where none is given.

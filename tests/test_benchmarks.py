@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import speed
+from benchmarks import scale, speed
+from benchmarks.figures import keep
 from benchmarks.loops import Loop, Missing, Work
 
 ROOT = Path(__file__).parent.parent
@@ -68,3 +70,24 @@ def test_growth_is_measured_over_data_in_memory_and_streamed_and_so_is_the_waiti
     assert set(found["data"][0]) == {"resident", "streamed"}
     assert 0 < found["waiting"][0]["waited"] < found["waiting"][0]["seconds"]
     assert json.loads(path.read_text())["startup"] == {"machine": "another"}, "other sections stay as they are"
+
+
+def test_the_waiting_of_the_first_batches_is_measured_where_an_epoch_would_take_too_long(tmp_path: Path) -> None:
+    part, whole = (scale.waiting(tmp_path, 130, batches, torch.device("cpu")) for batches in (2, None))
+    assert 0 < part["waited"] < part["seconds"]
+    (head, row), (_, other) = next(scale.tables("waiting", [part])), next(scale.tables("waiting", [whole]))
+    assert head[1] == "waiting, % of the time"
+    assert (row[0], other[0]) == ("the first 2 batches of 130", "an epoch of 130")
+
+
+def test_figures_of_one_machine_are_kept_beside_each_other_and_those_of_another_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, device = tmp_path / "cpu.json", torch.device("cpu")
+    keep("scale", {"data": [1], "waiting": [1]}, device, path)
+    keep("scale", {"waiting": [2]}, device, path)
+    kept = json.loads(path.read_text())["scale"]
+    assert (kept["data"], kept["waiting"]) == ([1], [2])
+    monkeypatch.setattr("benchmarks.figures.machine", lambda device: "another")
+    keep("scale", {"waiting": [3]}, device, path)
+    assert json.loads(path.read_text())["scale"] == {"machine": "another", "torch": torch.__version__, "waiting": [3]}

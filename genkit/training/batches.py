@@ -219,7 +219,7 @@ class _Reproducible(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         items = []
-        seed = seed_all if torch.cuda.is_initialized() else seed_cpu
+        seed = seed_all if torch.cuda.is_initialized() else seed_cpu  # in a reading process, a GPU never is
         with seeded(self.seed):
             for index in indices:
                 seed(derive(self.seed, index))

@@ -20,6 +20,7 @@ from torch.distributions import Normal
 from torch.utils.data import Dataset, TensorDataset
 
 import genkit
+from genkit.random import seed_all, seed_cpu, seeded
 from genkit.run import Position
 from genkit.training.loop import Trainer
 
@@ -222,6 +223,15 @@ def test_resident_and_streamed_data_are_the_same_to_a_model(tmp_path: Path, work
     assert (seen.min(), seen.max()) == (-1.0, 1.0)
     assert torch.equal(seen.flatten().sort()[0], (x.float() / 255 * 2 - 1).flatten().sort()[0])
     assert not torch.equal(seen, torch.cat([batch.x for batch in batches["resident"][8:]]))
+
+
+def test_an_item_draws_the_same_numbers_however_it_is_seeded() -> None:
+    drawn = []
+    for seed in (seed_all, seed_cpu):
+        with seeded(0):
+            seed(2**40 + 7)
+            drawn.append((torch.rand(3).tolist(), np.random.rand(), random.random()))
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize(
