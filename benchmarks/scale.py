@@ -1,7 +1,8 @@
 """``python -m benchmarks.scale``: how the time of an epoch grows, with the data, the model and the processes.
 
 - data: 1, 10 and 100 times 6,000 drawn images of 28 x 28, in memory and streamed from a file; ``mnist_vae``;
-- parameters: hidden layers of 100 to 12,800 units, on 6,000 images;
+- parameters: hidden layers of 100 to 12,800 units, on 6,000 images, and the floor of each network
+  (benchmarks/loops/floor.py);
 - processes: ``torchrun`` with 1, 2 and 4 of them, each limited to one thread: ``mnist_vae`` on the 60,000 images of
   MNIST, in the textbook's batches and in large ones, and ``mnist_iwae``, which computes 50 times as much for each
   gradient, on 6,000. Fewer cores than that are shared; on GPUs there is one for each process, and no more processes
@@ -42,7 +43,7 @@ import genkit
 from benchmarks import figures
 from benchmarks.figures import spread
 from benchmarks.loops import BATCH, synchronize
-from benchmarks.loops.floor import products, seconds_of
+from benchmarks.loops.floor import Network, floor, products, seconds_of
 from genkit.assemble import assemble, resolve
 from genkit.random import seeded
 from genkit.training.device import choose_device
@@ -62,6 +63,7 @@ TOGETHER = (
 """Models, batch sizes and images for several processes: from much talk for little work to the opposite."""
 PARTS = ("data", "parameters", "processes", "waiting")
 _BLOCK = 10_000
+_GROWTH = "growth at the end, the power"
 
 
 class Stored(Dataset[Any]):
@@ -166,14 +168,17 @@ def over_data(folder: Path, factors: Sequence[int], device: torch.device) -> dic
     return found
 
 
-def over_parameters(folder: Path, device: torch.device) -> dict[str, float]:
-    """Seconds an epoch, by the number of parameters."""
+def over_parameters(folder: Path, device: torch.device) -> dict[str, dict[str, float]]:
+    """Seconds an epoch, and those of the floor for as many steps, by the number of parameters."""
     images = TensorDataset(torch.from_numpy(np.load(written(folder / "images.npy", BASE, SMALL))))
-    found = {}
+    found: dict[str, dict[str, float]] = {"seconds": {}, "floor": {}}
     for hidden in HIDDEN:
         settings = {"encoder.hidden": hidden, "decoder.hidden": hidden}
         epochs = Epochs("mnist_vae", images, SMALL, device, **settings)
-        found[str(epochs.parameters)] = epochs.seconds()
+        size = str(epochs.parameters)
+        found["seconds"][size] = epochs.seconds()
+        del epochs
+        found["floor"][size] = floor(device, math.ceil(BASE / BATCH), Network(hidden))["floor"]
     return found
 
 
@@ -251,19 +256,28 @@ def tables(part: str, rounds: Sequence[Mapping[str, Any]]) -> Iterator[list[list
         what = f"the first {first['batches']:,} batches of" if first["batches"] else "an epoch of"
         yield [["images of 64 x 64 x 3, streamed", "waiting, % of the time"], [f"{what} {first['images']:,}", shares]]
         return
-    kinds = {"parameters": rounds}
-    if part != "parameters":
-        what = {"data": "images", "processes": "processes"}[part]
-        kinds = {f"{what}, {kind}": [found[kind] for found in rounds] for kind in rounds[0]}
-    for name, each in kinds.items():
-        head = [name, "seconds an epoch"]
+    if part == "parameters":
+        columns = [
+            [round_["seconds"] for round_ in rounds],
+            [round_["floor"] for round_ in rounds],
+            [{n: one / round_["floor"][n] for n, one in round_["seconds"].items()} for round_ in rounds],
+        ]
+        sizes = rounds[0]["floor"]
+        rows = [[f"{int(n):,}", *(spread([times[n] for times in column]) for column in columns)] for n in sizes]
+        rows.append([_GROWTH, *(spread([slope(times) for times in column]) for column in columns[:2]), ""])
+        yield [["parameters", "seconds an epoch", "the floor", "times"], *rows]
+        return
+    what = {"data": "images", "processes": "processes"}[part]
+    for kind in rounds[0]:
+        each = [found[kind] for found in rounds]
+        head = [f"{what}, {kind}", "seconds an epoch"]
         rows = [[f"{int(size):,}", spread([times[size] for times in each])] for size in each[0]]
         if part == "processes":
             head.append("times the speed of one")
             for row, size in zip(rows, each[0], strict=True):
                 row.append(spread([times["1"] / times[size] for times in each]))
         elif len(rows) > 1:
-            rows.append(["growth at the end, the power", spread([slope(times) for times in each])])
+            rows.append([_GROWTH, spread([slope(times) for times in each])])
         yield [head, *rows]
 
 

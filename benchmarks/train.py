@@ -29,7 +29,11 @@ from genkit.training.device import choose_device
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     name: {"step": name} for name in ("eager", "compiled", "graph", "compiled_graph")
 }
-"""genkit's ways to execute a step, and the training options that ask for each. One may be of some devices only."""
+"""genkit's ways to execute a step, and the training options that ask for each."""
+AT_ONCE: Mapping[str, Mapping[str, Any]] = {
+    f"{name}, 8 at once": {"step": name, "steps_per_replay": 8} for name in ("graph", "compiled_graph")
+}
+"""Those that may gain from several steps in one replay, which is on a GPU."""
 ANYWHERE = "eager"
 """The one that is compared in two precisions, where the device has bfloat16; it has to work on every device."""
 
@@ -39,7 +43,7 @@ LOOPS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "plain torch, tuned": ("plain", {}),
     "pythae 0.1.2": ("pythae", {}),
     "pytorch-lightning": ("lightning", {}),
-    **{f"genkit, {name}": ("genkit", options) for name, options in STRATEGIES.items()},
+    **{f"genkit, {name}": ("genkit", options) for name, options in {**STRATEGIES, **AT_ONCE}.items()},
     "genkit, bf16": ("genkit", {**STRATEGIES[ANYWHERE], "precision": "bf16"}),
     FLOOR: ("floor", {}),
 }
@@ -124,7 +128,8 @@ def main() -> None:
     genkit.load_plugins().registry.get("dataset", "mnist").load()()  # fetches the images, if need be
 
     bf16 = has_bf16(device)
-    names = options.only or [name for name in LOOPS if bf16 or "bf16" not in name]
+    lacking = ([] if bf16 else ["genkit, bf16"]) + [f"genkit, {name}" for name in AT_ONCE if device.type == "cpu"]
+    names = options.only or [name for name in LOOPS if name not in lacking]
     loops = measure(names, options.rounds, str(device), options.images, options.curve)
     versions = {}
     for name in ("pythae", "pytorch-lightning"):

@@ -19,28 +19,52 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.loops import BATCH, Ended, Epoch, Work, synchronize
 
-LAYERS = ((784, 400), (400, 20), (400, 20), (20, 400), (400, 784))
-PIXELS, HIDDEN, LATENT = 784, 800, 20
-"""Of an observation; both hidden layers together."""
-PARAMETERS = sum((inputs + 1) * outputs for inputs, outputs in LAYERS)
-OPTIMIZER_BYTES = 4 * 7 * PARAMETERS
-ELEMENTWISE_BYTES = BATCH * (PIXELS * (1 + 4) + 4 * 5 * HIDDEN + 4 * 3 * PIXELS + 4 * 7 * LATENT)
-"""Of one step."""
+PIXELS, LATENT = 784, 20
 
 Product = tuple[Tensor, Tensor, Tensor]
 """Two factors, and where their product goes."""
 
 
-def products(device: torch.device) -> list[Product]:
+class Network(NamedTuple):
+    """The VAE with ``hidden`` units in each of its two hidden layers, and what a step of it moves."""
+
+    hidden: int = 400
+
+    @property
+    def layers(self) -> tuple[tuple[int, int], ...]:
+        """The inputs and outputs of each."""
+        return (PIXELS, self.hidden), *[(self.hidden, LATENT)] * 2, (LATENT, self.hidden), (self.hidden, PIXELS)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are trained."""
+        return sum((inputs + 1) * outputs for inputs, outputs in self.layers)
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Of one step."""
+        return 4 * 7 * self.parameters
+
+    @property
+    def elementwise_bytes(self) -> int:
+        """Of one step."""
+        return BATCH * (PIXELS * (1 + 4) + 4 * 5 * 2 * self.hidden + 4 * 3 * PIXELS + 4 * 7 * LATENT)
+
+
+TEXTBOOK = Network()
+
+
+def products(device: torch.device, network: Network = TEXTBOOK) -> list[Product]:
     """Those of one step: of each layer the output and both gradients, of the first none of the input."""
     pairs = []
-    for i, (n, m) in enumerate(LAYERS):
+    for i, (n, m) in enumerate(network.layers):
         x, w, g = (torch.randn(shape, device=device) for shape in ((BATCH, n), (m, n), (BATCH, m)))
         pairs += [(x, w.t()), (g.t(), x)]
         pairs += [(g, w)] if i else []
@@ -63,35 +87,39 @@ def bandwidth(size: int, device: torch.device, times: int) -> float:
     return 12 * a.numel() * times / seconds_of(lambda: torch.add(a, b, out=c), device, times)
 
 
+def floor(device: torch.device, steps: int, network: Network = TEXTBOOK) -> dict[str, float]:
+    """Seconds of as many steps, by part; the ``floor`` is all of them."""
+    return (on_gpu if device.type == "cuda" else on_cpu)(device, steps, network)
+
+
 def run(work: Work, ended: Ended) -> None:
     """Epochs of nothing but that."""
     device = torch.device(work.device)
-    floor = on_gpu if device.type == "cuda" else on_cpu
     while True:
         parts = floor(device, work.steps)
         ended(Epoch(parts.pop("floor"), None, parts))
 
 
-def on_cpu(device: torch.device, steps: int) -> dict[str, float]:
+def on_cpu(device: torch.device, steps: int, network: Network = TEXTBOOK) -> dict[str, float]:
     """Seconds of an epoch, in all and by part; bandwidths in GB/s."""
-    step = products(device)
+    step, optimizer_size = products(device, network), 4 * 4 * network.parameters
     bare = seconds_of(lambda: [torch.mm(a, b, out=c) for a, b, c in step], device, steps)
-    large = bandwidth(4 * 4 * PARAMETERS, device, steps)
+    large = bandwidth(optimizer_size, device, steps)
     small = bandwidth(4 * 3 * BATCH * PIXELS, device, 10 * steps)
-    optimizer, elementwise = steps * OPTIMIZER_BYTES / large, steps * ELEMENTWISE_BYTES / small
+    optimizer, elementwise = steps * network.optimizer_bytes / large, steps * network.elementwise_bytes / small
     return {
         "floor": bare + optimizer + elementwise,
         "matrix products": bare,
         "optimiser's traffic": optimizer,
         "elementwise traffic": elementwise,
-        "GB/s, 10 MB": large / 1e9,
+        f"GB/s, {optimizer_size / 1e6:.0f} MB": large / 1e9,
         "GB/s, 1 MB": small / 1e9,
     }
 
 
-def on_gpu(device: torch.device, steps: int) -> dict[str, float]:
+def on_gpu(device: torch.device, steps: int, network: Network = TEXTBOOK) -> dict[str, float]:
     """Seconds of an epoch, in all and by part; GB/s and TFLOP/s."""
-    step = products(device)
+    step = products(device, network)
     operations = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in step)
     operands = 4 * sum(t.numel() for product in step for t in product)
     n = 8192
@@ -101,7 +129,8 @@ def on_gpu(device: torch.device, steps: int) -> dict[str, float]:
     tiny, graph = torch.zeros(1, device=device), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         tiny.add_(1)
-    bytes_, arithmetic = (OPTIMIZER_BYTES + ELEMENTWISE_BYTES + operands) / memory, operations / rate
+    bytes_ = (network.optimizer_bytes + network.elementwise_bytes + operands) / memory
+    arithmetic = operations / rate
     replay = seconds_of(graph.replay, device, steps)
     return {
         "floor": steps * max(bytes_, arithmetic) + replay,

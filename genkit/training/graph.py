@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -72,6 +72,14 @@ class _Aside:
         torch.cuda.current_stream().wait_stream(self.stream)
 
 
+class _Recording(NamedTuple):
+    """Consecutive steps as one, and where each of them looks for its portion and its learning rates."""
+
+    replay: Replay
+    items: list[list[Tensor]]
+    rates: list[list[Tensor]]
+
+
 class GraphStep:
     """The steps of ``inner``, replayed as soon as the recorder is ready.
 
@@ -83,46 +91,84 @@ class GraphStep:
         recorder: of the device.
         otherwise: called with the reason where the step cannot be recorded and ``inner`` goes on by itself; None: that
             is an error.
+        at_once: steps in one replay. They are put off until there are as many, or ``flush`` is called.
     """
 
-    def __init__(self, inner: EagerStep, recorder: Recorder, otherwise: Callable[[str], None] | None = None) -> None:
-        self.inner, self.recorder, self.otherwise = inner, recorder, otherwise
+    def __init__(
+        self,
+        inner: EagerStep,
+        recorder: Recorder,
+        otherwise: Callable[[str], None] | None = None,
+        at_once: int = 1,
+    ) -> None:
+        self.inner, self.recorder, self.otherwise, self.at_once = inner, recorder, otherwise, at_once
         self.optimizers, self.autocast = inner.optimizers, inner.autocast
         self.taken = 0
-        self.slots: list[Tensor] = []
-        """Where the recorded step finds its portion; empty until one was recorded, or could not be."""
-        self.replay: Replay | None = None
+        self.waiting: list[tuple[Portion, int]] = []
+        self.recordable = True
+        """Until it turned out otherwise."""
+        self.recordings: dict[int, _Recording] = {}
+        """By the number of steps in it."""
 
     def active(self) -> AbstractContextManager[None]:
         """What has to be in force while steps are taken."""
         return self.inner.active()
 
     def __call__(self, portion: Portion, step: int) -> None:
-        """Takes step number ``step`` (from 0)."""
+        """Takes step number ``step`` (from 0), or puts it off."""
         whole = portion.size == self.inner.batches.batch_size
-        if not whole or (not self.slots and not self.recorder.ready(step, self.taken)):
-            self.taken += whole
-            with self.recorder.aside():
+        if whole and self.recorder.ready(step, self.taken):
+            self.waiting.append((portion, step))
+            if len(self.waiting) == self.at_once:
+                self.flush()
+            return
+        self.flush()
+        self.taken += whole
+        with self.recorder.aside():
+            self.inner(portion, step)
+
+    def flush(self) -> None:
+        """Takes the steps that were put off."""
+        waiting, self.waiting = self.waiting, []
+        if len(waiting) == self.at_once:
+            self.take(waiting)
+        else:
+            for one in waiting:
+                self.take([one])
+
+    def take(self, steps: Sequence[tuple[Portion, int]]) -> None:
+        """Replays ``steps``, which are recorded first if they are the first so many."""
+        if self.recordable and len(steps) not in self.recordings:
+            self.record([portion for portion, _ in steps])
+        if not self.recordable:
+            for portion, step in steps:
                 self.inner(portion, step)
             return
-        if not self.slots:
-            self.replay = self.recorded(portion)
-        if self.replay is None:
-            self.inner(portion, step)
-            return
-        self.inner.schedule(step)
-        for own, given in zip(self.slots, _tensors(portion.items), strict=True):
-            own.copy_(given, non_blocking=True)
-        self.replay()
-        self.inner.meter.advance(step + 1, portion.size)
+        recording = self.recordings[len(steps)]
+        for (portion, step), items, rates in zip(steps, recording.items, recording.rates, strict=True):
+            for place, given in zip(items, _tensors(portion.items), strict=True):
+                place.copy_(given, non_blocking=True)
+            for place, rate in zip(rates, self.inner.rates(step), strict=True):
+                place.fill_(rate)
+        recording.replay()
+        for portion, step in steps:
+            self.inner.meter.advance(step + 1, portion.size)
 
-    def recorded(self, portion: Portion) -> Replay | None:
-        """A step on items that are put where those of ``portion`` were put, or None where it cannot be recorded."""
+    def record(self, portions: Sequence[Portion]) -> None:
+        """Records as many steps, on items that are put where those of ``portions`` were put."""
         device = self.inner.meter.sums.device
-        items = tree_map_only(Tensor, lambda tensor: tensor.to(device, copy=True), portion.items)
-        self.slots = _tensors(items)
+        inputs = [
+            tree_map_only(Tensor, lambda tensor: tensor.to(device, copy=True), portion.items) for portion in portions
+        ]
+        rates = [[torch.tensor(rate, device=device) for rate in self.inner.rates(0)] for _ in portions]
+
+        def work() -> None:
+            for portion, items, values in zip(portions, inputs, rates, strict=True):
+                self.inner.set_rates(values)
+                self.inner.work(portion._replace(items=items))
+
         try:
-            return self.recorder.record(lambda: self.inner.work(portion._replace(items=items)))
+            replay = self.recorder.record(work)
         except GenkitError:
             raise
         except RuntimeError as error:
@@ -132,8 +178,10 @@ class GraphStep:
                     f"step = {self.inner.options.step!r}: a step of this model cannot be recorded ({reason}); "
                     "use --step eager or compiled"
                 ) from error
+            self.recordable = False
             self.otherwise(f"a step cannot be recorded as a CUDA graph ({reason}); training goes on without")
-            return None
+        else:
+            self.recordings[len(portions)] = _Recording(replay, [_tensors(items) for items in inputs], rates)
 
 
 def _tensors(items: Any) -> list[Tensor]:

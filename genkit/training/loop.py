@@ -23,7 +23,14 @@ from genkit.recipe import TrainingOptions
 from genkit.run import Checkpoint, Position, Run, require_tensors
 from genkit.task import Task, Turn
 from genkit.training.batches import Batches, batches_of, for_measurement
-from genkit.training.device import arithmetic, describe_device, peak_memory, require_precision, reset_peak_memory
+from genkit.training.device import (
+    arithmetic,
+    describe_device,
+    memory_kept,
+    peak_memory,
+    require_precision,
+    reset_peak_memory,
+)
 from genkit.training.meter import Meter, Reading, sums_of
 from genkit.training.signals import Interruption
 from genkit.training.step import checked_turns, optimizer_state, restore_optimizers
@@ -99,6 +106,7 @@ class Trainer:
         try:
             with (
                 arithmetic(self.options.precision),
+                memory_kept(self.device),
                 unvalidated(),
                 seeded(self.seed_of_training()),
                 self.step.active(),
@@ -202,6 +210,7 @@ class Trainer:
                 )
             if self.interrupted(interruption, batch):
                 break
+        self.step.flush()
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
         self.seconds = before + time.perf_counter() - started

@@ -52,13 +52,14 @@ class EagerStep:
         self.turns, self.batches, self.options = turns, batches, options
         self.meter, self.team, self.states = meter, team, states
         self.optimizers = [optimizer_for(turn, options, recorded=recorded) for turn in turns]
-        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.steps = options.epochs * len(batches)
-        if options.schedule == "constant" and not options.warmup_steps:
-            self.steps = 0
-        elif recorded:
-            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-                group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        self.peaks: list[float] = []
+        """Of the learning rates, where they move."""
+        if options.schedule != "constant" or options.warmup_steps:
+            self.peaks = [float(group["lr"]) for group in self.groups()]
+            if recorded:
+                for group in self.groups():
+                    group["lr"] = torch.tensor(float(group["lr"]), device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
 
     def active(self) -> AbstractContextManager[None]:
@@ -67,21 +68,29 @@ class EagerStep:
 
     def __call__(self, portion: Portion, step: int) -> None:
         """Takes step number ``step`` (from 0)."""
-        self.schedule(step)
+        self.set_rates(self.rates(step))
         self.work(portion)
         self.meter.advance(step + 1, portion.size)
 
-    def schedule(self, step: int) -> None:
-        """Sets the learning rates of a step."""
-        if not self.steps:
-            return
+    def flush(self) -> None:
+        """No step is ever put off."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimisers' groups of parameters, which are others after a state was restored."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def rates(self, step: int) -> list[float]:
+        """The learning rate of each group in a step; none where they stay as they are."""
         factor = learning_rate_factor(self.options, step, self.steps)
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rate * factor)
-                else:
-                    group["lr"] = rate * factor
+        return [peak * factor for peak in self.peaks]
+
+    def set_rates(self, rates: Sequence[float | Tensor]) -> None:
+        """Sets what ``rates`` gave."""
+        for group, rate in zip(self.groups() if rates else (), rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def work(self, portion: Portion) -> None:
         """Everything that a step does on the device."""

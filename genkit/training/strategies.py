@@ -49,12 +49,13 @@ def step_for(
     def built(kind: type[EagerStep], recorded: bool) -> EagerStep:
         return kind(turns, batches, options, device, meter, team=team, states=states, recorded=recorded)
 
+    at_once = options.steps_per_replay
     if name == "auto" and device.type == "cuda" and team.size == 1:
         try:
-            return GraphStep(built(EagerStep, True), CUDARecorder(), warn)
+            return GraphStep(built(EagerStep, True), CUDARecorder(), warn, at_once)
         except InvalidOption:  # an optimiser that cannot be recorded; if it is wrong itself, that is said next
             return built(EagerStep, False)
     if recorded and device.type != "cuda":
-        return GraphStep(built(EagerStep, True), Tracer(compiled=name == "compiled_graph"))
+        return GraphStep(built(EagerStep, True), Tracer(compiled=name == "compiled_graph"), None, at_once)
     step = built(CompiledStep if name.startswith("compiled") else EagerStep, recorded)
-    return GraphStep(step, CUDARecorder()) if recorded else step
+    return GraphStep(step, CUDARecorder(), None, at_once) if recorded else step

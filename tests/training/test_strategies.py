@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from torch.utils.data import TensorDataset
 import genkit
 from genkit.assemble import assemble, resolve
 from genkit.random import seed_all
+from genkit.run import Position
+from genkit.training.batches import Portion
 from genkit.training.graph import GraphStep
 from genkit.training.loop import Trainer
 from genkit.training.optimizers import OPTIMIZERS
@@ -99,7 +103,7 @@ def test_a_recorded_step_has_the_bits_of_an_eager_one(options: dict[str, Any], t
         trainer = Trainer(noisy_task(), recipe.training, CPU, quiet)
         ends.append(train(trainer, tmp_path / step, recipe))
         if step != "eager":
-            assert trainer.step.replay is not None
+            assert trainer.step.recordings.keys() == {1}
     eager, graph, compiled = ends
     assert eager.keys() == graph.keys() == compiled.keys()
     for name, tensor in eager.items():
@@ -123,6 +127,41 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(step: str, t
     assert Trainer(noisy_task(), recipe.training, CPU, quiet).fit(run) == "finished"
     for name, tensor in end_of(run).items():
         assert torch.equal(tensor, whole[name]), name
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "cosine", "warmup_steps": 5}], ids=["plain", "scheduled"])
+def test_steps_replayed_together_have_the_bits_of_those_replayed_one_by_one(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Five whole batches and a partial one an epoch; one run is interrupted with two steps put off."""
+    alone = recipe_with(**options, step="graph")
+    expected = train(Trainer(noisy_task(), alone.training, CPU, quiet), tmp_path / "alone", alone)
+
+    recipe = recipe_with(**options, step="graph", steps_per_replay=3)
+    trainer = Trainer(noisy_task(), recipe.training, CPU, quiet)
+    together = train(trainer, tmp_path / "together", recipe)
+    assert trainer.step.recordings.keys() == {1, 3}
+
+    interrupted = Trainer(noisy_task(), recipe.training, CPU, quiet)
+    take, stopped = interrupted.step, []
+
+    def until_the_third(portion: Portion, step: int) -> None:
+        take(portion, step)
+        if step == 2:
+            stopped.extend(take.waiting)
+            signal.raise_signal(signal.SIGINT)
+
+    interrupted.step = Mock(wraps=take, side_effect=until_the_third, optimizers=take.optimizers, active=take.active)
+    run = genkit.Run.create(tmp_path / "interrupted", recipe, {})
+    assert interrupted.fit(run) == "SIGINT"
+    assert len(stopped) == 2
+    assert run.checkpoints()[-1].position == Position(epoch=0, batch=3, step=3)
+    assert Trainer(noisy_task(), recipe.training, CPU, quiet).fit(run) == "finished"
+
+    for end in (together, end_of(run)):
+        assert end.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, end[name]), name
 
 
 def test_what_a_step_takes_from_python_stands_still(tmp_path: Path) -> None:
