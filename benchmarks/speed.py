@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import benchmarks.whole
 from benchmarks import scale, train
 from benchmarks.figures import RESULTS, ratios, spread
 
@@ -48,6 +49,14 @@ def training(section: Section) -> Iterator[str]:
             ["epoch", *map(str, range(1, epochs + 1))],
             *([name, *(f"{loss:.2f}" for loss in loops[name]["loss"][:epochs])] for name in curves),
         )
+
+
+def whole(section: Section) -> Iterator[str]:
+    """The training from its beginning to its end, and the profile of a step."""
+    yield f"`--step {section['step']} --precision {section['precision']}`, on {section['images']:,} images:"
+    yield "\n".join(f"- {line}" for line in benchmarks.whole.lines(section))
+    rows = [[f"`{n[:60]}`", f"{calls:.2f}", f"{time:,.1f}"] for n, calls, time in section["profile"]["longest"]]
+    yield table(["", "calls a step", "µs a step"], *rows)
 
 
 def starting(section: Section) -> Iterator[str]:
@@ -104,6 +113,7 @@ def exporting(results: Mapping[str, Any]) -> str:
 
 SECTIONS: Mapping[str, tuple[str, Callable[[Section], Iterator[str]]]] = {
     "train": ("train", training),
+    "whole": ("whole", whole),
     "startup": ("startup", starting),
     "sample": ("sample", sampling),
     "scale": ("scale", growing),
