@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -13,13 +13,16 @@ from genkit.errors import InvalidOption
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS: dict[str, Any] = {"fallback_random": True, "cpp.use_decompose_tanh": True}
-"""On a CPU, tanh by way of exp, in half the time on AVX2. Wrong by 2e-7 at most, for small values too."""
+_OPTIONS: dict[str, Any] = {"fallback_random": True}
 
 
-def compiled(function: F) -> F:
-    """``function``, compiled anew for each shape that it is called with. Call it inside of ``many_kernels()``."""
-    made: Any = torch.compile(function, dynamic=False, options=_OPTIONS)
+def compiled(function: F, options: Mapping[str, Any] | None = None) -> F:
+    """``function``, compiled anew for each shape that it is called with. Call it inside of ``many_kernels()``.
+
+    Args:
+        options: of ``torch._inductor.config``, beside those that all of genkit's kernels are made with.
+    """
+    made: Any = torch.compile(function, dynamic=False, options={**_OPTIONS, **(options or {})})
     return made  # type: ignore[no-any-return]  # it has the same signature
 
 

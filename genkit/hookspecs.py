@@ -42,7 +42,10 @@ def genkit_run_started(run: Run, task: Task, epoch: int, epochs: int, batches: i
 
 @hookspec
 def genkit_step_ended(run: Run, epoch: int, batch: int, batches: int, observations: int, seconds: float) -> None:
-    """A few times a second: ``batch`` of ``batches`` is done, after ``observations`` in ``seconds`` of this epoch."""
+    """A few times a second: ``batch`` of ``batches`` is done, after ``observations`` in ``seconds`` of this epoch.
+
+    With ``training.steps_per_replay``, a few of them may be put off, until there are as many.
+    """
 
 
 @hookspec

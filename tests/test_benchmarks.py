@@ -50,6 +50,18 @@ def test_the_training_loops_do_the_same_work_and_one_that_is_not_installed_says_
         assert loops["pythae 0.1.2"]["loss"] == pytest.approx(text, rel=0.05)
 
 
+def test_the_whole_training_is_measured_and_its_steps_are_profiled(tmp_path: Path) -> None:
+    found = figures("whole", tmp_path / "cpu.json", "--images", 300, "--epochs", 10, "--step", "eager")
+    assert found["steps_per_epoch"] == 3
+    assert found["first"][0] > 0
+    assert found["others"][0] > 0
+    assert list(found["losses"]) == ["2", "4", "6", "8", "10"]
+    assert found["losses"]["10"] < found["losses"]["2"]
+    longest = {name: calls for name, calls, _ in found["profile"]["longest"]}
+    assert longest["aten::addmm"] == 5, "layers of the network"
+    assert 0 < found["profile"]["all"] < found["profile"]["step"]
+
+
 def test_what_genkit_refuses_on_a_device_is_said_of_that_row_alone(tmp_path: Path) -> None:
     work = Work("cpu", 256, str(tmp_path / "run"), {"precision": "tf32"})
     with Loop("genkit", work) as loop, pytest.raises(Missing, match="only CUDA devices have it"):
@@ -70,6 +82,22 @@ def test_growth_is_measured_over_data_in_memory_and_streamed_and_so_is_the_waiti
     assert set(found["data"][0]) == {"resident", "streamed"}
     assert 0 < found["waiting"][0]["waited"] < found["waiting"][0]["seconds"]
     assert json.loads(path.read_text())["startup"] == {"machine": "another"}, "other sections stay as they are"
+
+
+def test_growth_over_parameters_stands_beside_that_of_the_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "HIDDEN", (8, 16))
+    monkeypatch.setattr(scale, "BASE", 256)
+    found = scale.over_parameters(tmp_path, torch.device("cpu"))
+    (head, *rows, growth) = next(scale.tables("parameters", [found]))
+    assert head == ["parameters", "seconds an epoch", "the floor", "times"]
+    assert [row[0] for row in rows] == ["13,864", "26,904"]
+    for (_, seconds, floor, times), size in zip(rows, ("13864", "26904"), strict=True):
+        mine, least = found["seconds"][size], found["floor"][size]
+        assert (seconds, floor, times) == (f"{mine:.2f}", f"{least:.2f}", f"{mine / least:.2f}")
+        assert 0 < least < mine
+    assert growth[0] == "growth at the end, the power"
 
 
 def test_the_waiting_of_the_first_batches_is_measured_where_an_epoch_would_take_too_long(tmp_path: Path) -> None:

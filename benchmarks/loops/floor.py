@@ -4,10 +4,11 @@ On a CPU, the time of the bare matrix products, at their shapes and in the layou
 of everything else over a bandwidth that is measured:
 
 - the optimiser: Adam reads the parameter, the gradient and two moments, and writes all but the gradient. The four
-  are 10 MB, which a last-level cache may hold, so the bandwidth is measured on tensors of 10 MB in all;
+  are 10 MB of the textbook's network, which a last-level cache may hold, so the bandwidth is measured on tensors that
+  are as large in all;
 - elementwise: the gathering of uint8 rows and their conversion to float; of each hidden layer, the activation (read,
   written) and its gradient (two read, one written); of the output, tanh, loss and gradient in one pass (two read, one
-  written); of the latent, the noise and its gradients. The bandwidth is measured on three tensors of a batch's size.
+  written); of the latent, the noise and its gradients. The bandwidth is measured on two tensors of a batch's size.
   In a step they meet the weights in the same cache, which is not counted.
 
 What arithmetic costs outside of the products (tanh, the noise) is not counted either. On a GPU the floor is the larger
@@ -82,9 +83,9 @@ def seconds_of(work: Callable[[], object], device: torch.device, times: int) -> 
 
 
 def bandwidth(size: int, device: torch.device, times: int) -> float:
-    """Bytes a second of a sum of two tensors into a third, ``size`` bytes in all."""
-    a, b, c = (torch.ones(max(1, size // 12), device=device) for _ in range(3))
-    return 12 * a.numel() * times / seconds_of(lambda: torch.add(a, b, out=c), device, times)
+    """Bytes a second of adding one tensor to another, ``size`` bytes in both; two are read and one is written."""
+    a, b = (torch.ones(max(1, size // 8), device=device) for _ in range(2))
+    return 12 * a.numel() * times / seconds_of(lambda: a.add_(b), device, times)
 
 
 def floor(device: torch.device, steps: int, network: Network = TEXTBOOK) -> dict[str, float]:
@@ -105,7 +106,7 @@ def on_cpu(device: torch.device, steps: int, network: Network = TEXTBOOK) -> dic
     step, optimizer_size = products(device, network), 4 * 4 * network.parameters
     bare = seconds_of(lambda: [torch.mm(a, b, out=c) for a, b, c in step], device, steps)
     large = bandwidth(optimizer_size, device, steps)
-    small = bandwidth(4 * 3 * BATCH * PIXELS, device, 10 * steps)
+    small = bandwidth(4 * 2 * BATCH * PIXELS, device, 10 * steps)
     optimizer, elementwise = steps * network.optimizer_bytes / large, steps * network.elementwise_bytes / small
     return {
         "floor": bare + optimizer + elementwise,

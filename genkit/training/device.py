@@ -68,10 +68,12 @@ def memory_kept(device: torch.device) -> Iterator[None]:
     """Has the C library keep, inside the block, what tensors on a CPU free, for those of the next step.
 
     By itself, glibc gives each piece of more than 32 MB back to the system, and the next one is of new pages, which the
-    system clears first. Afterwards it does so again. Other C libraries are left as they are.
+    system clears first. Afterwards it does so again. Other C libraries are left as they are, and so is one that the
+    environment has settings for. It is for the main thread: others get such pieces from elsewhere.
     """
     library = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
-    if library is None or not hasattr(library, "gnu_get_libc_version"):
+    settled = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if library is None or settled or not hasattr(library, "gnu_get_libc_version"):
         yield
         return
     library.mallopt(_TRIM_THRESHOLD, -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,7 +37,7 @@ class CUDARecorder:
     """A CUDA graph."""
 
     def __init__(self) -> None:
-        self.stream = torch.cuda.Stream()
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def ready(self, step: int, taken: int) -> bool:
         """Three steps make what is made once: the optimisers' states, kernels, workspaces."""
@@ -48,10 +48,13 @@ class CUDARecorder:
         return _Aside(self.stream)
 
     def record(self, work: Callable[[], None]) -> Replay:
-        """Torch registers its random generator with the graph, which then draws what eager operations would draw."""
+        """Torch registers its random generator with the graph, which then draws what eager operations would draw.
+
+        Recordings share their memory: nothing in it is needed from one replay to the next.
+        """
         graph = torch.cuda.CUDAGraph()
         # readers of streamed data pin memory in a thread of theirs, which is no part of the recording
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
             work()
         replay: Replay = graph.replay
         return replay
@@ -117,14 +120,14 @@ class GraphStep:
     def __call__(self, portion: Portion, step: int) -> None:
         """Takes step number ``step`` (from 0), or puts it off."""
         whole = portion.size == self.inner.batches.batch_size
-        if whole and self.recorder.ready(step, self.taken):
+        if whole and self.recordable and self.recorder.ready(step, self.taken):
             self.waiting.append((portion, step))
             if len(self.waiting) == self.at_once:
                 self.flush()
             return
         self.flush()
         self.taken += whole
-        with self.recorder.aside():
+        with self.recorder.aside() if self.recordable else nullcontext():
             self.inner(portion, step)
 
     def flush(self) -> None:
@@ -137,7 +140,7 @@ class GraphStep:
                 self.take([one])
 
     def take(self, steps: Sequence[tuple[Portion, int]]) -> None:
-        """Replays ``steps``, which are recorded first if they are the first so many."""
+        """Replays ``steps``, after recording them where no so many have been recorded before."""
         if self.recordable and len(steps) not in self.recordings:
             self.record([portion for portion, _ in steps])
         if not self.recordable:
@@ -179,6 +182,7 @@ class GraphStep:
                     "use --step eager or compiled"
                 ) from error
             self.recordable = False
+            self.recordings.clear()
             self.otherwise(f"a step cannot be recorded as a CUDA graph ({reason}); training goes on without")
         else:
             self.recordings[len(portions)] = _Recording(replay, [_tensors(items) for items in inputs], rates)

@@ -85,9 +85,11 @@ class EagerStep:
         return [peak * factor for peak in self.peaks]
 
     def set_rates(self, rates: Sequence[float | Tensor]) -> None:
-        """Sets what ``rates`` gave."""
-        for group, rate in zip(self.groups() if rates else (), rates, strict=True):
-            if isinstance(group["lr"], Tensor):
+        """Sets what ``rates`` gave, or tensors that hold it."""
+        if not rates:
+            return
+        for group, rate in zip(self.groups(), rates, strict=True):
+            if isinstance(group["lr"], Tensor) and not isinstance(rate, Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
@@ -136,10 +138,10 @@ class CompiledStep(EagerStep):
         self._load, self._forward = compiled(self.batches.load), compiled(forward)
         self.compiling = False
 
-    def __call__(self, portion: Portion, step: int) -> None:
-        """Takes step number ``step`` (from 0)."""
+    def work(self, portion: Portion) -> None:
+        """Everything that a step does on the device."""
         self.compiling = portion.size == self.batches.batch_size
-        super().__call__(portion, step)
+        super().work(portion)
 
     def active(self) -> AbstractContextManager[None]:
         """What has to be in force while steps are taken."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -24,7 +25,7 @@ from genkit.training.batches import Portion
 from genkit.training.graph import GraphStep
 from genkit.training.loop import Trainer
 from genkit.training.optimizers import OPTIMIZERS
-from genkit.training.step import EagerStep
+from genkit.training.step import CompiledStep, EagerStep, forward
 from genkit.training.tracing import Tracer
 
 CPU = torch.device("cpu")
@@ -162,6 +163,31 @@ def test_steps_replayed_together_have_the_bits_of_those_replayed_one_by_one(
         assert end.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(tensor, end[name]), name
+
+
+class Repeater:
+    """A recorder for work that may be done by Python again: the recording is the work itself."""
+
+    def ready(self, step: int, taken: int) -> bool:
+        return taken >= 4
+
+    def aside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+
+def test_compiled_steps_are_recorded_compiled_whatever_came_before(tmp_path: Path) -> None:
+    """One is recorded before the partial batch of the first epoch, and three together after it."""
+    recipe = recipe_with(step="compiled_graph")
+    trainer = Trainer(noisy_task(), recipe.training, CPU, quiet)
+    inner = CompiledStep(trainer.turns, trainer.training, recipe.training, CPU, trainer.meter, recorded=True)
+    inner._forward = Mock(wraps=forward)
+    trainer.step = GraphStep(inner, Repeater(), None, 3)
+    train(trainer, tmp_path, recipe)
+    assert trainer.step.recordings.keys() == {1, 3}
+    assert inner._forward.call_count == 3 * 5 * 2, "epochs, whole batches, turns"
 
 
 def test_what_a_step_takes_from_python_stands_still(tmp_path: Path) -> None:
