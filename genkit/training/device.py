@@ -15,6 +15,14 @@ from genkit.errors import InvalidOption
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Parameters of mallopt, as malloc.h numbers them."""
+_SETTINGS = {
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_MMAP_MAX_",
+    "GLIBC_TUNABLES",
+}
+"""Where the environment has one, it is for a reason."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -72,8 +80,7 @@ def memory_kept(device: torch.device) -> Iterator[None]:
     environment has settings for. It is for the main thread: others get such pieces from elsewhere.
     """
     library = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
-    settled = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    if library is None or settled or not hasattr(library, "gnu_get_libc_version"):
+    if library is None or not hasattr(library, "gnu_get_libc_version") or _SETTINGS & os.environ.keys():
         yield
         return
     library.mallopt(_TRIM_THRESHOLD, -1)
