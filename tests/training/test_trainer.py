@@ -405,18 +405,21 @@ def test_the_peak_of_the_process_is_kept_when_the_run_is_over(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")
-def test_what_a_step_frees_is_there_for_the_next_one_and_afterwards_for_others() -> None:
-    """A process counts the pages that it fetches for ten times 48 MB, before, inside and after; and what it holds.
+def test_what_a_step_frees_is_there_for_the_next_one_and_afterwards_for_others(tmp_path: Path) -> None:
+    """A process counts the pages that it fetches for ten times 48 MB, before, in and after training; and what it holds.
 
     Where the environment has settings of its own, nothing is changed.
     """
     program = """
 import ctypes
 import resource
+import sys
 from pathlib import Path
 import torch
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no large pages, whatever the system likes
-from genkit.training.device import memory_kept
+import genkit
+from torch.utils.data import TensorDataset
+from genkit.training.loop import Trainer
 
 def fetched():
     for turn in range(20):
@@ -428,15 +431,33 @@ def fetched():
 def held():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
+module, inside, none = torch.nn.Linear(1, 1), ["not yet"], genkit.Choice("none")
+
+def terms(batch):
+    if module.training and not inside:
+        inside.extend([fetched(), held()])
+    return genkit.Terms(module(batch.x).square().sum(1))
+
+data = TensorDataset(torch.ones(4, 1))
+turn = genkit.Turn("main", terms, list(module.parameters()))
+task = genkit.Task(module, lambda: [turn], lambda: [], genkit.Data(data, data, (1,)))
+recipe = genkit.Recipe("toy", dataset=none, decoder=none, prior=none, loss=none, latent_shape=(1,))
+recipe = recipe.with_training(epochs=1)
+
+def train(name):
+    trainer = Trainer(task, recipe.training, torch.device("cpu"), lambda *_, **__: None)
+    trainer.fit(genkit.Run.create(Path(sys.argv[1], name), recipe, {}))
+
+train("imports everything")
+inside.clear()
 at_first = fetched()
-with memory_kept(torch.device("cpu")):
-    inside, most = fetched(), held()
-print(at_first, inside, fetched(), most - held())
+train("run")
+print(at_first, inside[0], fetched(), inside[1] - held())
 """
     own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "THP_"))}
     pages = 10 * 48_000_000 // os.sysconf("SC_PAGESIZE")
     for environment, kept in ((own, True), ({**own, "MALLOC_MMAP_MAX_": "1000"}, False)):
-        command = [sys.executable, "-c", program]
+        command = [sys.executable, "-c", program, str(tmp_path / str(kept))]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         at_first, inside, afterwards, returned = map(int, done.stdout.split())
         assert at_first > pages * 0.9
