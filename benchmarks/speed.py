@@ -53,7 +53,10 @@ def training(section: Section) -> Iterator[str]:
 
 def whole(section: Section) -> Iterator[str]:
     """The training from its beginning to its end, and the profile of a step."""
-    yield f"`--step {section['step']} --precision {section['precision']}`, on {section['images']:,} images:"
+    chosen = f"--step {section['step']} --precision {section['precision']}"
+    if section["steps_per_replay"] > 1:
+        chosen += f" --set training.steps_per_replay={section['steps_per_replay']}"
+    yield f"`{chosen}`, on {section['images']:,} images:"
     yield "\n".join(f"- {line}" for line in benchmarks.whole.lines(section))
     rows = [[f"`{n[:60]}`", f"{calls:.2f}", f"{time:,.1f}"] for n, calls, time in section["profile"]["longest"]]
     yield table(["", "calls a step", "µs a step"], *rows)

@@ -57,7 +57,7 @@ class TrainingOptions:
         step: how a step is executed: one operation after another (eager), in kernels that torch.compile makes of
             them (compiled), recorded once and replayed (graph), or both (compiled_graph). auto: eager on a CPU and
             in several processes, graph on CUDA where the model can be recorded.
-        steps_per_replay: of recorded steps, how many are replayed at once.
+        steps_per_replay: of recorded steps, how many are replayed at once; where none are recorded, nothing changes.
         sharded: whether large layers, with their gradients and the optimiser's state, are divided among the
             processes (FSDP2) instead of being held by each.
         workers: processes that read data which is not resident; None: one a core, four at most.

@@ -76,8 +76,9 @@ def memory_kept(device: torch.device) -> Iterator[None]:
     """Has the C library keep, inside the block, what tensors on a CPU free, for those of the next step.
 
     By itself, glibc gives each piece of more than 32 MB back to the system, and the next one is of new pages, which the
-    system clears first. Afterwards it does so again. Other C libraries are left as they are, and so is one that the
-    environment has settings for. It is for the main thread: others get such pieces from elsewhere.
+    system clears first. Afterwards what is free is given back, and it does so again, but for pieces that fit into a gap
+    which was left below something else. Other C libraries are left as they are, and so is one that the environment has
+    settings for. It is for the main thread: others get such pieces from elsewhere.
     """
     library = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     if library is None or not hasattr(library, "gnu_get_libc_version") or _SETTINGS & os.environ.keys():
