@@ -100,10 +100,10 @@ def code_lines(path: Path) -> frozenset[int]:
 _NO_CODE = {getattr(tokenize, kind) for kind in ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER")}
 
 
-def lines_of(path: Path, node: ast.AST) -> set[tuple[Path, int]]:
+def lines_of(path: Path, node: ast.stmt) -> set[tuple[Path, int]]:
     """The lines of code of one definition, its decorators included."""
-    first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])  # type: ignore[attr-defined]
-    return {(path, line) for line in code_lines(path) if first <= line <= node.end_lineno}  # type: ignore[attr-defined]
+    first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+    return {(path, line) for line in code_lines(path) if first <= line <= (node.end_lineno or first)}
 
 
 def cost(recipe: genkit.Recipe, registry: genkit.Registry, paid: set[tuple[Path, int]]) -> int:

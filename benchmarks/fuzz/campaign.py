@@ -115,7 +115,7 @@ def _substance(bundle: Path) -> dict[str, object]:
         small = stat.S_ISREG(mode) and Path(path).stat().st_size < 2**26
         found[path.removeprefix(str(bundle))] = Path(path).read_bytes() if small else mode
     with suppress(KeyError, TypeError, ValueError, RecursionError):
-        pairs = json.loads(found["/manifest.json"], object_pairs_hook=list)  # type: ignore[arg-type]
+        pairs = json.loads(found["/manifest.json"], object_pairs_hook=list)  # type: ignore[arg-type]  # or a mode, a TypeError
         found["/manifest.json"] = json.dumps(pairs)
     return found
 

@@ -104,7 +104,7 @@ def rename(victim: Victim) -> None:
 @damage()
 def rename_to_no_text(victim: Victim) -> None:
     file = os.fsencode(victim.file())
-    os.rename(file, os.path.dirname(file) + b"/\xff\xfe\n\x80")  # noqa: PTH104, PTH120
+    os.rename(file, os.path.dirname(file) + b"/\xff\xfe\n\x80")  # noqa: PTH104, PTH120  # paths are text
 
 
 @damage()

@@ -59,7 +59,7 @@ class _Labelled(_Decoder):
         super().__init__(latent=5, hidden=4)
         self.labels = nn.Embedding(4, 3)
 
-    def forward(self, z: Tensor, condition: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(self, z: Tensor, condition: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # labels, too
         return super().forward(torch.cat([z, self.labels(condition)], dim=1))
 
 

@@ -101,7 +101,7 @@ def run(work: Work, ended: Ended) -> None:
         ended(Epoch(parts.pop("floor"), None, parts))
 
 
-def on_cpu(device: torch.device, steps: int, network: Network = TEXTBOOK) -> dict[str, float]:
+def on_cpu(device: torch.device, steps: int, network: Network) -> dict[str, float]:
     """Seconds of an epoch, in all and by part; bandwidths in GB/s."""
     step, optimizer_size = products(device, network), 4 * 4 * network.parameters
     bare = seconds_of(lambda: [torch.mm(a, b, out=c) for a, b, c in step], device, steps)
@@ -118,7 +118,7 @@ def on_cpu(device: torch.device, steps: int, network: Network = TEXTBOOK) -> dic
     }
 
 
-def on_gpu(device: torch.device, steps: int, network: Network = TEXTBOOK) -> dict[str, float]:
+def on_gpu(device: torch.device, steps: int, network: Network) -> dict[str, float]:
     """Seconds of an epoch, in all and by part; GB/s and TFLOP/s."""
     step = products(device, network)
     operations = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in step)
