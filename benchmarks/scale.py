@@ -43,7 +43,7 @@ import genkit
 from benchmarks import figures
 from benchmarks.figures import spread
 from benchmarks.loops import BATCH, synchronize
-from benchmarks.loops.floor import Network, floor, products, seconds_of
+from benchmarks.loops.floor import Network, bare, floor, multiply, seconds_of
 from genkit.assemble import assemble, resolve
 from genkit.random import seeded
 from genkit.training.device import choose_device
@@ -231,9 +231,9 @@ def apart(count: int) -> float:
 def _multiply(begin: Any, times: Any, steps: int) -> None:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    step = products(cpu)
+    products = bare(cpu).products
     begin.wait()
-    times.put(seconds_of(lambda: [torch.mm(a, b, out=c) for a, b, c in step], cpu, steps))
+    times.put(seconds_of(lambda: multiply(products), cpu, steps))
 
 
 def waiting(folder: Path, images: int, batches: int | None, device: torch.device) -> dict[str, Any]:

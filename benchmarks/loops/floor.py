@@ -1,25 +1,26 @@
 """What no loop can do without on this machine, for this model: the floor.
 
-On a CPU, the time of the bare matrix products, at their shapes and in the layouts in which they occur, and the bytes
-of everything else over a bandwidth that is measured:
+On a CPU, the bare matrix products of each step, at their shapes and in the layouts in which they occur, with the
+optimiser's traffic after them, and the bytes of everything else over a bandwidth that is measured:
 
-- the optimiser: Adam reads the parameter, the gradient and two moments, and writes all but the gradient. The four
-  are 10 MB of the textbook's network, which a last-level cache may hold, so the bandwidth is measured on tensors that
-  are as large in all;
+- the optimiser: Adam reads the parameter, the gradient and two moments, and writes all but the gradient. The four are
+  10 MB of the textbook's network, which a last-level cache may hold, but not while products go through it. So the
+  traffic is timed where it occurs, after a step's products and over the very weights and gradients of these, as two
+  additions. They move six of the seven numbers that Adam moves of each parameter, and count for seven.
 - elementwise: the gathering of uint8 rows and their conversion to float; of each hidden layer, the activation (read,
   written) and its gradient (two read, one written); of the output, tanh, loss and gradient in one pass (two read, one
-  written); of the latent, the noise and its gradients. The bandwidth is measured on two tensors of a batch's size.
-  In a step they meet the weights in the same cache, which is not counted.
+  written); of the latent, the noise and its gradients. What a pass reads has just been written, so the bandwidth is
+  measured on two tensors of a batch's size that stay in the cache.
 
-What arithmetic costs outside of the products (tanh, the noise) is not counted either. On a GPU the floor is the larger
-of all bytes over the bandwidth and of the products' operations over their rate, and the replay of a graph that does
-next to nothing for each step. The operands of the products are then counted among the bytes, each once.
+What arithmetic costs outside of the products (tanh, Adam's roots, the noise) is not counted. On a GPU the floor is the
+larger of all bytes over the bandwidth and of the products' operations over their rate, and the replay of a graph that
+does next to nothing for each step. The operands of the products are then counted among the bytes, each once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -62,17 +63,36 @@ class Network(NamedTuple):
 TEXTBOOK = Network()
 
 
-def products(device: torch.device, network: Network = TEXTBOOK) -> list[Product]:
-    """Those of one step: of each layer the output and both gradients, of the first none of the input."""
-    pairs = []
+class Bare(NamedTuple):
+    """A step's products: of each layer the output and both gradients, of the first none of the input."""
+
+    products: list[Product]
+    weights: Tensor
+    """All parameters as one tensor, whose parts the products read."""
+    gradients: Tensor
+    """The same of their gradients, which the products write."""
+
+
+def bare(device: torch.device, network: Network = TEXTBOOK) -> Bare:
+    """The operands, random."""
+    weights, gradients = (torch.randn(network.parameters, device=device) for _ in range(2))
+    products, place = [], 0
     for i, (n, m) in enumerate(network.layers):
-        x, w, g = (torch.randn(shape, device=device) for shape in ((BATCH, n), (m, n), (BATCH, m)))
-        pairs += [(x, w.t()), (g.t(), x)]
-        pairs += [(g, w)] if i else []
-    return [(a, b, a @ b) for a, b in pairs]
+        x, g = (torch.randn(BATCH, size, device=device) for size in (n, m))
+        w, dw = (whole[place : place + m * n].view(m, n) for whole in (weights, gradients))
+        products += [(x, w.t(), x @ w.t()), (g.t(), x, dw)]
+        products += [(g, w, g @ w)] if i else []
+        place += m * n
+    return Bare(products, weights, gradients)
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, times: int) -> float:
+def multiply(products: Iterable[Product]) -> None:
+    """Once each."""
+    for a, b, c in products:
+        torch.mm(a, b, out=c)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, times: int = 1) -> float:
     """Of ``times`` calls."""
     synchronize(device)
     started = time.perf_counter()
@@ -103,26 +123,30 @@ def run(work: Work, ended: Ended) -> None:
 
 def on_cpu(device: torch.device, steps: int, network: Network) -> dict[str, float]:
     """Seconds of an epoch, in all and by part; bandwidths in GB/s."""
-    step, optimizer_size = products(device, network), 4 * 4 * network.parameters
-    bare = seconds_of(lambda: [torch.mm(a, b, out=c) for a, b, c in step], device, steps)
-    large = bandwidth(optimizer_size, device, steps)
+    products, weights, gradients = bare(device, network)
+    first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+    multiplied = updated = 0.0
+    for _ in range(steps):
+        multiplied += seconds_of(lambda: multiply(products), device)
+        updated += seconds_of(lambda: (first.add_(gradients), second.add_(weights)), device)
+    optimizer = updated * network.optimizer_bytes / (2 * 12 * network.parameters)
     small = bandwidth(4 * 2 * BATCH * PIXELS, device, 10 * steps)
-    optimizer, elementwise = steps * network.optimizer_bytes / large, steps * network.elementwise_bytes / small
+    elementwise = steps * network.elementwise_bytes / small
     return {
-        "floor": bare + optimizer + elementwise,
-        "matrix products": bare,
+        "floor": multiplied + optimizer + elementwise,
+        "matrix products": multiplied,
         "optimiser's traffic": optimizer,
         "elementwise traffic": elementwise,
-        f"GB/s, {optimizer_size / 1e6:.0f} MB": large / 1e9,
-        "GB/s, 1 MB": small / 1e9,
+        "GB/s, optimiser": steps * network.optimizer_bytes / optimizer / 1e9,
+        "GB/s, elementwise": small / 1e9,
     }
 
 
 def on_gpu(device: torch.device, steps: int, network: Network) -> dict[str, float]:
     """Seconds of an epoch, in all and by part; GB/s and TFLOP/s."""
-    step = products(device, network)
-    operations = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in step)
-    operands = 4 * sum(t.numel() for product in step for t in product)
+    products = bare(device, network).products
+    operations = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in products)
+    operands = 4 * sum(t.numel() for product in products for t in product)
     n = 8192
     a, b, c = (torch.ones(n, n, device=device) for _ in range(3))
     rate = 2 * n**3 * 10 / seconds_of(lambda: torch.mm(a, b, out=c), device, 10)
