@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,22 +47,26 @@ class Tracer:
             RuntimeError: for what reads a value, or has a shape that depends on values.
             InvalidOption: where the compiler fails.
         """
+        carry_out: Callable[..., Any]
         with preserved(), _Rehearsal():
             function, tensors = traced(work)
         if self.compiled:
+            keep_in_place(function)
             try:
-                function = compiled_graph(function, tensors)
+                carry_out = compiled_graph(function, tensors)
             except RuntimeError as error:
                 raise not_compiled("compiled_graph", error) from error
+        else:
+            carry_out = function
 
         def replay() -> None:
             with torch.no_grad():  # the gradients are among the operations
-                function(*tensors)
+                carry_out(*tensors)
 
         return replay
 
 
-def traced(work: Callable[[], None]) -> tuple[Callable[..., Any], list[Tensor]]:
+def traced(work: Callable[[], None]) -> tuple[fx.GraphModule, list[Tensor]]:
     """The operations of ``work``, which it carries out, as a function of the tensors that it found, and these."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -82,9 +87,7 @@ def traced(work: Callable[[], None]) -> tuple[Callable[..., Any], list[Tensor]]:
     for node in (node for node in found.graph.nodes if node.op != "get_attr"):
         if isinstance(node.target, OpOverload) and node.target.namespace == "profiler":
             continue
-        copies[node] = copy = graph.node_copy(node, copies.__getitem__)
-        if isinstance(copy.target, OpOverload) and copy.target._schema.name.startswith("aten::_fused_"):
-            copy.target = in_place(copy.target)
+        copies[node] = graph.node_copy(node, copies.__getitem__)
     return fx.GraphModule(nn.Module(), graph), list(tensors.values())
 
 
@@ -135,20 +138,31 @@ def written(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
     ]
 
 
-_library = torch.library.Library("genkit", "FRAGMENT")
-_in_place: dict[OpOverload, Any] = {}
+def keep_in_place(function: fx.GraphModule) -> None:
+    """Has the compiler leave fused optimisers as they are.
 
-
-def in_place(operator: OpOverload) -> Any:
-    """A fused optimiser as an operator that the compiler leaves as it is.
-
-    Torch's own it would replace by one that copies all parameters and states.
+    By itself it replaces them by operators that copy all parameters and states.
     """
-    if operator not in _in_place:
-        name = f"{operator._schema.name.removeprefix('aten::')}_{operator._overloadname}"
-        _, _, signature = str(operator._schema).partition("(")
-        _library.define(f"{name}({signature}")
-        _library.impl(name, operator, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"genkit::{name}", lambda *args, **kwargs: None, lib=_library)
-        _in_place[operator] = getattr(torch.ops.genkit, name).default
-    return _in_place[operator]
+    for node in function.graph.nodes:
+        if isinstance(node.target, OpOverload) and node.target._schema.name.startswith("aten::_fused_"):
+            node.target = _as_it_is(node.target)
+    function.recompile()
+
+
+_library = torch.library.Library("genkit", "FRAGMENT")
+
+
+@cache
+def _as_it_is(operator: OpOverload) -> Any:
+    """An operator of genkit's that the compiler knows by its signature alone, and for which its code calls this one."""
+    from torch._inductor.ir import FallbackKernel
+    from torch._inductor.lowering import register_lowering
+
+    name = f"{operator._schema.name.removeprefix('aten::')}_{operator._overloadname}"
+    _, _, signature = str(operator._schema).partition("(")
+    _library.define(f"{name}({signature}")
+    torch.library.register_fake(f"genkit::{name}", lambda *args, **kwargs: None, lib=_library)
+    own = getattr(torch.ops.genkit, name).default
+    lowering: Any = register_lowering(own, type_promotion_kind=None)
+    lowering(lambda *args, **kwargs: FallbackKernel.create(operator, *args, **kwargs))
+    return own
