@@ -1,6 +1,6 @@
 """Kernels that ``torch.compile`` makes of a function, drawing the random numbers that eager operations would draw.
 
-They draw them in the same order as well from torch 2.13 on; 2.11 may exchange two draws.
+They draw them in the same order as well from torch 2.13 on; before, the compiler may exchange two draws.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch
 from benchmarks import scale, speed
 from benchmarks.figures import keep
 from benchmarks.loops import Loop, Missing, Work
+from benchmarks.loops.floor import TEXTBOOK, bare, floor, multiply
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,6 +49,26 @@ def test_the_training_loops_do_the_same_work_and_one_that_is_not_installed_says_
         assert "pip install" in loops["pythae 0.1.2"]["missing"]
     else:
         assert loops["pythae 0.1.2"]["loss"] == pytest.approx(text, rel=0.05)
+
+
+def test_the_floor_is_of_a_step_of_the_textbooks_network() -> None:
+    """Its products, and the weights and gradients of these as what the optimiser goes over."""
+    products, weights, gradients = bare(torch.device("cpu"))
+    kernels = [784 * 400, 400 * 20, 400 * 20, 20 * 400, 400 * 784]
+    operations = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in products)
+    assert operations == 2 * 128 * (3 * sum(kernels) - kernels[0])
+    assert len(weights) == len(gradients) == TEXTBOOK.parameters == sum(kernels) + 400 + 20 + 20 + 400 + 784
+
+    gradients.zero_()
+    multiply(products)
+    assert gradients[: sum(kernels)].all()
+    weights.zero_()
+    multiply(products)
+    assert [bool(result.any()) for _, _, result in products] == [False, True] + [False, True, False] * 4
+
+    found = floor(torch.device("cpu"), 2)
+    parts = ("matrix products", "optimiser's traffic", "elementwise traffic")
+    assert found["floor"] == pytest.approx(sum(found[part] for part in parts))
 
 
 def test_the_whole_training_is_measured_and_its_steps_are_profiled(tmp_path: Path) -> None:
@@ -93,9 +114,9 @@ def test_growth_over_parameters_stands_beside_that_of_the_floor(
     (head, *rows, growth) = next(scale.tables("parameters", [found]))
     assert head == ["parameters", "seconds an epoch", "the floor", "times"]
     assert [row[0] for row in rows] == ["13,864", "26,904"]
-    for (_, seconds, floor, times), size in zip(rows, ("13864", "26904"), strict=True):
+    for (_, seconds, bound, times), size in zip(rows, ("13864", "26904"), strict=True):
         mine, least = found["seconds"][size], found["floor"][size]
-        assert (seconds, floor, times) == (f"{mine:.2f}", f"{least:.2f}", f"{mine / least:.2f}")
+        assert (seconds, bound, times) == (f"{mine:.2f}", f"{least:.2f}", f"{mine / least:.2f}")
         assert 0 < least < mine
     assert growth[0] == "growth at the end, the power"
 

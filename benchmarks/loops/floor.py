@@ -9,8 +9,8 @@ optimiser's traffic after them, and the bytes of everything else over a bandwidt
   additions. They move six of the seven numbers that Adam moves of each parameter, and count for seven.
 - elementwise: the gathering of uint8 rows and their conversion to float; of each hidden layer, the activation (read,
   written) and its gradient (two read, one written); of the output, tanh, loss and gradient in one pass (two read, one
-  written); of the latent, the noise and its gradients. What a pass reads has just been written, so the bandwidth is
-  measured on two tensors of a batch's size that stay in the cache.
+  written); of the latent, the noise and its gradients. Most of what a pass reads has just been written, so the
+  bandwidth is measured on two tensors of a batch's size that stay in the cache, which favours the floor.
 
 What arithmetic costs outside of the products (tanh, Adam's roots, the noise) is not counted. On a GPU the floor is the
 larger of all bytes over the bandwidth and of the products' operations over their rate, and the replay of a graph that
@@ -68,9 +68,9 @@ class Bare(NamedTuple):
 
     products: list[Product]
     weights: Tensor
-    """All parameters as one tensor, whose parts the products read."""
+    """As many numbers as there are parameters; parts of it, all but the biases, are what the products read."""
     gradients: Tensor
-    """The same of their gradients, which the products write."""
+    """The same of what they write."""
 
 
 def bare(device: torch.device, network: Network = TEXTBOOK) -> Bare:

@@ -1,6 +1,7 @@
 """How one step is executed: one operation after another, or in kernels that were compiled for it.
 
-Both draw the same random numbers in the same order, so their results differ by rounding alone.
+Both draw the same random numbers in the same order (the latter from torch 2.13 on), so their results differ by rounding
+alone.
 """
 
 from __future__ import annotations

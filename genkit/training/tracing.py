@@ -144,9 +144,14 @@ def keep_in_place(function: fx.GraphModule) -> None:
     By itself it replaces them by operators that copy all parameters and states.
     """
     for node in function.graph.nodes:
-        if isinstance(node.target, OpOverload) and node.target._schema.name.startswith("aten::_fused_"):
+        if isinstance(node.target, OpOverload) and is_fused_optimizer(node.target):
             node.target = _as_it_is(node.target)
     function.recompile()
+
+
+def is_fused_optimizer(operator: OpOverload) -> bool:
+    """Whether it is one of those that write to parameters and states, and give nothing."""
+    return operator._schema.name.startswith("aten::_fused_") and not operator._schema.returns
 
 
 _library = torch.library.Library("genkit", "FRAGMENT")
@@ -163,6 +168,13 @@ def _as_it_is(operator: OpOverload) -> Any:
     _library.define(f"{name}({signature}")
     torch.library.register_fake(f"genkit::{name}", lambda *args, **kwargs: None, lib=_library)
     own = getattr(torch.ops.genkit, name).default
+
+    class Call(FallbackKernel):
+        @classmethod
+        def process_kernel(cls, kernel: Any, *args: Any, **kwargs: Any) -> Any:
+            """Has the compiler see what ``own`` gives, because torch has some of its own carried out for that."""
+            return super().process_kernel(own, *args, **kwargs)
+
     lowering: Any = register_lowering(own, type_promotion_kind=None)
-    lowering(lambda *args, **kwargs: FallbackKernel.create(operator, *args, **kwargs))
+    lowering(lambda *args, **kwargs: Call.create(operator, *args, **kwargs))
     return own
