@@ -47,17 +47,15 @@ class Tracer:
             RuntimeError: for what reads a value, or has a shape that depends on values.
             InvalidOption: where the compiler fails.
         """
-        carry_out: Callable[..., Any]
         with preserved(), _Rehearsal():
             function, tensors = traced(work)
+        carry_out: Callable[..., Any] = function
         if self.compiled:
             keep_in_place(function)
             try:
                 carry_out = compiled_graph(function, tensors)
             except RuntimeError as error:
                 raise not_compiled("compiled_graph", error) from error
-        else:
-            carry_out = function
 
         def replay() -> None:
             with torch.no_grad():  # the gradients are among the operations
@@ -141,7 +139,7 @@ def written(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
 def keep_in_place(function: fx.GraphModule) -> None:
     """Has the compiler leave fused optimisers as they are.
 
-    By itself it replaces them by operators that copy all parameters and states.
+    By itself it refuses them, or replaces them by operators that copy all parameters and states.
     """
     for node in function.graph.nodes:
         if isinstance(node.target, OpOverload) and is_fused_optimizer(node.target):

@@ -123,6 +123,18 @@ def test_a_recorded_step_has_the_bits_of_an_eager_one(options: dict[str, Any], t
             torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_compiled_steps_call_the_fused_optimiser_of_torch_on_the_parameters_themselves(tmp_path: Path) -> None:
+    """Not the one that copies them, as the compiler would by itself, and with no operator of genkit's between."""
+    recipe = recipe_with(step="compiled_graph")
+    trainer = Trainer(noisy_task(), recipe.training, CPU, quiet)
+    train(trainer, tmp_path / "run", recipe)
+    assert isinstance(trainer.step, GraphStep)
+    with torch.profiler.profile() as profile:
+        trainer.step.recordings[1].replay()
+    called = {event.name for event in profile.events() if "_fused_adam" in event.name}
+    assert called == {"aten::_fused_adam_"}
+
+
 @pytest.mark.parametrize("step", ["graph", "compiled_graph"])
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(step: str, tmp_path: Path) -> None:
     """What is recorded after a resume is what was recorded before."""
