@@ -189,4 +189,6 @@ class GraphStep:
 
 
 def _tensors(items: Any) -> list[Tensor]:
+    if isinstance(items, Tensor):  # most often; what follows takes longer than a kernel
+        return [items]
     return [leaf for leaf in tree_leaves(items) if isinstance(leaf, Tensor)]

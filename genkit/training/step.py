@@ -82,6 +82,8 @@ class EagerStep:
 
     def rates(self, step: int) -> list[float]:
         """The learning rate of each group in a step; none where they stay as they are."""
+        if not self.peaks:
+            return []
         factor = learning_rate_factor(self.options, step, self.steps)
         return [peak * factor for peak in self.peaks]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -49,19 +49,14 @@ class Tracer:
         """
         with preserved(), _Rehearsal():
             function, tensors = traced(work)
-        carry_out: Callable[..., Any] = function
+        replay: Callable[[], None] = partial(function, *tensors)
         if self.compiled:
             keep_in_place(function)
             try:
-                carry_out = compiled_graph(function, tensors)
+                replay = compiled_graph(function, tensors)
             except RuntimeError as error:
                 raise not_compiled("compiled_graph", error) from error
-
-        def replay() -> None:
-            with torch.no_grad():  # the gradients are among the operations
-                carry_out(*tensors)
-
-        return replay
+        return torch.no_grad()(replay)  # the gradients are among the operations
 
 
 def traced(work: Callable[[], None]) -> tuple[fx.GraphModule, list[Tensor]]:

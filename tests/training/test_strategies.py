@@ -129,10 +129,33 @@ def test_compiled_steps_call_the_fused_optimiser_of_torch_on_the_parameters_them
     trainer = Trainer(noisy_task(), recipe.training, CPU, quiet)
     train(trainer, tmp_path / "run", recipe)
     assert isinstance(trainer.step, GraphStep)
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         trainer.step.recordings[1].replay()
     called = {event.name for event in profile.events() if "_fused_adam" in event.name}
     assert called == {"aten::_fused_adam_"}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recorded_work_may_write_to_tensors_that_share_memory(compiled: bool) -> None:
+    """Time and again, and not while it is recorded."""
+
+    whole = torch.zeros(8)
+    begin, end = whole[:6], whole[2:]
+
+    def work() -> None:
+        begin.add_(1)
+        end.mul_(2)
+        begin.add_(end.sum())
+
+    replay = Tracer(compiled=compiled).record(work)
+    assert not whole.any()
+    for _ in range(4):
+        replay()
+    got = whole.clone()
+    whole.zero_()
+    for _ in range(4):
+        work()
+    assert torch.equal(got, whole)
 
 
 @pytest.mark.parametrize("step", ["graph", "compiled_graph"])
