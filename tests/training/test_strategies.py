@@ -138,7 +138,6 @@ def test_compiled_steps_call_the_fused_optimiser_of_torch_on_the_parameters_them
 @pytest.mark.parametrize("compiled", [False, True])
 def test_recorded_work_may_write_to_tensors_that_share_memory(compiled: bool) -> None:
     """Time and again, and not while it is recorded."""
-
     whole = torch.zeros(8)
     begin, end = whole[:6], whole[2:]
 
