@@ -2,8 +2,10 @@
 
 All train the 784-400-(20, 20)-400-784 VAE with Adam and batches of 128 on the 60,000 images of MNIST, each in a process
 of its own: the textbook's loop, the loop that an expert would write, pythae's trainer, pytorch-lightning, and genkit in
-each of its ways to execute a step. Each runs an epoch first that is not counted; then come the rounds, an epoch of each
-in turn. Ratios are taken round by round. A loop whose package is not installed says so in its row.
+each of its ways to execute a step. Each runs an epoch first that is not counted; then come the rounds, an epoch of
+each. On a CPU the loops of a round take turns, a twentieth of an epoch each, and stand still in between: its speed may
+change within an epoch, where others use it as well. Ratios are taken round by round. A loop whose package is not
+installed says so in its row.
 
 The floor is what no loop can do without; benchmarks/loops/floor.py says what is in it.
 """
@@ -23,7 +25,7 @@ import torch
 import genkit
 from benchmarks import figures
 from benchmarks.figures import ratios, spread
-from benchmarks.loops import Epoch, Loop, Missing, Work
+from benchmarks.loops import Epoch, Loop, Missing, Work, taken_together
 from genkit.training.device import choose_device
 
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {
@@ -50,6 +52,8 @@ LOOPS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Each row, its module in benchmarks.loops and its options."""
 CURVES = (f"genkit, {ANYWHERE}", "genkit, bf16")
 """The same but for the precision."""
+TURNS = 20
+"""Of each loop in a round, on a CPU. On a GPU, whose work goes on while a process stands still, there is one."""
 
 
 def measure(names: Sequence[str], rounds: int, device: str, images: int, curve: int) -> dict[str, Any]:
@@ -61,14 +65,19 @@ def measure(names: Sequence[str], rounds: int, device: str, images: int, curve: 
         for i, name in enumerate(names):
             module, options = LOOPS[name]
             loops[name] = stack.enter_context(Loop(module, Work(device, images, str(Path(folder, str(i))), options)))
-        for i in range(max(1 + rounds, curve)):
-            for name, loop in loops.items():
-                if name in missing or (i > rounds and name not in CURVES):
-                    continue
-                try:
-                    rows[name].append(loop.epoch())
-                except Missing as error:
-                    missing[name] = str(error)
+        for name, loop in list(loops.items()):
+            try:
+                rows[name].append(loop.epoch())
+            except Missing as error:
+                missing[name] = str(error)
+                del loops[name]
+        for _ in range(rounds):
+            slices = {name: rows[name][-1].seconds / TURNS if device == "cpu" else None for name in loops}
+            for name, epoch in taken_together(loops, slices):
+                rows[name].append(epoch)
+        for _ in range(1 + rounds, curve):
+            for name in (name for name in CURVES if name in loops):
+                rows[name].append(loops[name].epoch())
     result: dict[str, Any] = {}
     for name, epochs in rows.items():
         if name in missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,20 @@ def test_the_training_loops_do_the_same_work_and_one_that_is_not_installed_says_
         assert "pip install" in loops["pythae 0.1.2"]["missing"]
     else:
         assert loops["pythae 0.1.2"]["loss"] == pytest.approx(text, rel=0.05)
+
+
+def test_a_loop_does_not_count_the_time_in_which_it_stands_still(tmp_path: Path) -> None:
+    with Loop("plain", Work("cpu", 5120, str(tmp_path))) as loop:
+        loop.epoch()
+        started = time.perf_counter()
+        loop.begin()
+        loop.halt()
+        time.sleep(0.5)
+        while (epoch := loop.go_on(0.005)) is None:
+            pass
+        elapsed = time.perf_counter() - started
+    assert loop.halted.value >= 0.5
+    assert 0 < epoch.seconds <= elapsed - loop.halted.value
 
 
 def test_the_floor_is_of_a_step_of_the_textbooks_network() -> None:

@@ -1,15 +1,20 @@
-"""Training loops that do the same work, each in a process of its own, which waits while another one is measured.
+"""Training loops that do the same work, each in a process of its own, which stands still while another one is measured.
 
 A loop is a module with ``run(work, ended)``, which trains for ever and calls ``ended`` after each epoch. So everybody's
-trainer runs as it would by itself, with its own settings of torch, and none is begun anew for each epoch.
+trainer runs as it would by itself, with its own settings of torch, and none is begun anew for each epoch. It can be
+halted anywhere, and ``time.perf_counter`` in its process does not count that time.
 """
 
 from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
+import signal
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Self
@@ -74,9 +79,13 @@ class Loop:
         context = multiprocessing.get_context("spawn")
         self.module = module
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, module, work))
+        self.halted = context.RawValue("d", 0.0)
+        """Seconds in all. Without a lock: a process that is halted while it holds one would never be resumed."""
+        self.process = context.Process(target=_serve, args=(theirs, self.halted, module, work))
         self.process.start()
         theirs.close()
+        self.since: float | None = None
+        """When it was halted, if it is."""
 
     def epoch(self) -> Epoch:
         """The next one.
@@ -84,8 +93,27 @@ class Loop:
         Raises:
             Missing: where a package is not installed, or genkit refuses the work on this device.
         """
-        try:
+        self.begin()
+        epoch = self.go_on(None)
+        assert epoch is not None
+        return epoch
+
+    def begin(self) -> None:
+        """Asks for the next epoch."""
+        with suppress(ConnectionError):  # which is said when the epoch is looked for
             self.connection.send(None)
+
+    def go_on(self, seconds: float | None) -> Epoch | None:
+        """Lets it run so long, or to the end of the epoch, which it gives; otherwise it is halted.
+
+        Raises:
+            Missing: as ``epoch``.
+        """
+        self.resume()
+        try:
+            if not self.connection.poll(seconds):
+                self.halt()
+                return None
             answer = self.connection.recv()
         except (EOFError, ConnectionError):
             raise SystemExit(f"the loop {self.module!r} failed; see above") from None
@@ -94,8 +122,26 @@ class Loop:
         assert isinstance(answer, Epoch)
         return answer
 
+    def halt(self) -> None:
+        """Has all of its threads stand still."""
+        pid = self.process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        self.since = time.perf_counter()
+
+    def resume(self) -> None:
+        """Has them go on, if they stand still."""
+        if self.since is None:
+            return
+        assert self.process.pid is not None
+        self.halted.value += time.perf_counter() - self.since
+        self.since = None
+        os.kill(self.process.pid, signal.SIGCONT)
+
     def close(self) -> None:
         """Ends the process."""
+        self.resume()
         self.connection.close()
         self.process.join()
 
@@ -106,11 +152,41 @@ class Loop:
         self.close()
 
 
-def _serve(connection: Connection, name: str, work: Work) -> None:
+def taken_together(loops: Mapping[str, Loop], slices: Mapping[str, float | None]) -> Iterator[tuple[str, Epoch]]:
+    """An epoch of each. ``slices``: the seconds after which it is the next one's turn; None: at the end of the epoch.
+
+    So what disturbs a machine for seconds or minutes, as other programs do, disturbs all of them alike.
+
+    Raises:
+        Missing: as ``Loop.epoch``.
+    """
+    for loop in loops.values():
+        loop.begin()
+        loop.halt()
+    going = dict(loops)
+    while going:
+        for name, loop in list(going.items()):
+            epoch = loop.go_on(slices[name])
+            if epoch is not None:
+                del going[name]
+                yield name, epoch
+
+
+def _serve(connection: Connection, halted: Any, name: str, work: Work) -> None:
+    clock = time.perf_counter
+
+    def running() -> float:
+        """Seconds, without those in which the process was halted."""
+        while True:
+            before, now = halted.value, clock()
+            if halted.value == before:  # not halted in between
+                return now - before
+
     def ended(epoch: Epoch) -> None:
         connection.send(epoch)
         connection.recv()  # until the next one is wanted
 
+    time.perf_counter = running
     warnings.simplefilter("ignore")  # other people's, about their use of torch
     try:
         connection.recv()
