@@ -127,7 +127,7 @@ class Loop:
         pid = self.process.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        os.waitpid(pid, os.WUNTRACED)  # until they do, or it has ended
         self.since = time.perf_counter()
 
     def resume(self) -> None:
