@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,13 +59,24 @@ def test_a_loop_does_not_count_the_time_in_which_it_stands_still(tmp_path: Path)
         loop.epoch()
         started = time.perf_counter()
         loop.begin()
-        loop.halt()
-        time.sleep(0.5)
         while (epoch := loop.go_on(0.005)) is None:
-            pass
+            time.sleep(0.05)  # it stands still
         elapsed = time.perf_counter() - started
-    assert loop.halted.value >= 0.5
+    assert loop.halted.value >= 0.05
     assert 0 < epoch.seconds <= elapsed - loop.halted.value
+
+
+def test_a_loop_that_was_killed_is_said_to_have_failed_halted_or_not(tmp_path: Path) -> None:
+    for halted in (False, True):
+        with Loop("plain", Work("cpu", 256, str(tmp_path))) as loop:
+            loop.epoch()
+            assert loop.process.pid is not None
+            os.kill(loop.process.pid, signal.SIGKILL)
+            loop.begin()
+            if halted:
+                loop.halt()
+            with pytest.raises(SystemExit, match="the loop 'plain' failed"):
+                loop.go_on(None)
 
 
 def test_the_floor_is_of_a_step_of_the_textbooks_network() -> None:

@@ -127,8 +127,9 @@ class Loop:
         pid = self.process.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-        os.waitpid(pid, os.WUNTRACED)  # until they do, or it has ended
-        self.since = time.perf_counter()
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if os.WIFSTOPPED(status):  # otherwise it has ended, which is said when the epoch is looked for
+            self.since = time.perf_counter()
 
     def resume(self) -> None:
         """Has them go on, if they stand still."""
