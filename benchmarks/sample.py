@@ -3,8 +3,10 @@
 ``mnist_vae`` as it is before training, which costs what it does afterwards. Samples go through ``genkit.inference`` as
 in ``genkit sample``, likelihoods as in ``genkit evaluate``, in batches of 128 test images. The floor is the time of the
 decoder's bare matrix products, 20 to 400 to 784, for as many rows, at that number of rows at a time which is fastest
-here. Each is measured in turn with its floor, after a run that is not counted. A few images stand for all 10,000, for
-which genkit compiles the decoder; the seconds of the first batch, which waits for the compiler, are given apart.
+here. Each is measured in turn with its floor, after a run that is not counted: likelihoods evaluation by evaluation,
+some milliseconds each, because what others leave of the machine changes within seconds. A few images stand for all
+10,000, for which genkit compiles the decoder; the seconds of the first batch, which waits for the compiler, are given
+apart.
 """
 
 from __future__ import annotations
@@ -39,21 +41,38 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def products(rows: int, at_once: int, device: torch.device) -> float:
-    """Seconds of the decoder's products alone, ``at_once`` rows at a time."""
-    triples = []
-    for n, m in DECODER:
-        x, w = torch.randn(at_once, n, device=device), torch.randn(m, n, device=device)
-        triples.append((x, w.t(), x @ w.t()))
+class Products:
+    """The decoder's products alone, ``at_once`` rows at a time; ``seconds`` is what they took so far."""
 
-    times = math.ceil(rows / at_once)
+    def __init__(self, at_once: int, device: torch.device) -> None:
+        self.at_once, self.device, self.seconds = at_once, device, 0.0
+        self.operands: list[tuple[Tensor, Tensor, Tensor]] = []
+        for n, m in DECODER:
+            x, w = torch.randn(at_once, n, device=device), torch.randn(m, n, device=device)
+            self.operands.append((x, w.t(), x @ w.t()))
 
-    def work() -> None:
-        for _ in range(times):
-            for x, w, y in triples:
-                torch.mm(x, w, out=y)
+    def __call__(self, rows: int) -> float:
+        """Multiplies as many rows, up to the next ``at_once``; the seconds, less those of rows too many."""
+        times = math.ceil(rows / self.at_once)
 
-    return seconds(work, device) * rows / (times * at_once)
+        def work() -> None:
+            for _ in range(times):
+                for x, w, y in self.operands:
+                    torch.mm(x, w, out=y)
+
+        taken = seconds(work, self.device) * rows / (times * self.at_once)
+        self.seconds += taken
+        return taken
+
+
+class InTurn(Density):
+    """A density that has the products of as many rows carried out before each evaluation."""
+
+    products: Products
+
+    def __call__(self, z: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        self.products(z.shape[0] * z.shape[1])
+        return super().__call__(z, x, condition)
 
 
 def main() -> None:
@@ -72,26 +91,32 @@ def main() -> None:
     images = TEST_IMAGES if options.all else options.images
     x, _ = take(task.data.test, range(images))
 
-    evaluations = images * options.samples
-    density = Density(model, TEST_IMAGES * options.samples)
+    at_once = min(ROWS, key=lambda rows: min(map(Products(rows, device), [2**14] * 3)))
+    density = InTurn(model, TEST_IMAGES * options.samples)
 
-    def likelihoods(images: Tensor) -> Tensor:
-        with asking(model, 0):
-            batches = [to_batch(model, piece, None) for piece in images.split(BATCH)]
-            return torch.cat([log_likelihood(model, batch, options.samples, density) for batch in batches])
+    def likelihoods(images: Tensor) -> tuple[float, float]:
+        """The seconds that they take, and those of the products."""
+        density.products = products = Products(at_once, device)
 
-    first = seconds(lambda: likelihoods(x[:BATCH]), device)
+        def work() -> None:
+            with asking(model, 0):
+                for piece in images.split(BATCH):
+                    log_likelihood(model, to_batch(model, piece, None), options.samples, density)
+
+        return seconds(work, device) - products.seconds, products.seconds
+
+    first, _ = likelihoods(x[:BATCH])
     sample(model, DRAWN)
-    at_once = min(ROWS, key=lambda rows: min(products(2**14, rows, device) for _ in range(3)))
     drawn: list[float] = []
     weighed: list[float] = []
     drawn_floor: list[float] = []
     weighed_floor: list[float] = []
     for _ in range(options.rounds):
-        drawn_floor.append(products(DRAWN, at_once, device))
+        drawn_floor.append(Products(at_once, device)(DRAWN))
         drawn.append(seconds(lambda: sample(model, DRAWN), device))
-        weighed_floor.append(products(evaluations, at_once, device))
-        weighed.append(seconds(lambda: likelihoods(x), device))
+        mine, floor = likelihoods(x)
+        weighed.append(mine)
+        weighed_floor.append(floor)
     print(f"{figures.machine(device)}: medians of {options.rounds} rounds (lowest to highest)")
     result = {"images": images, "samples": options.samples, "rows_at_once": at_once}
     for name, mine, floor in (

@@ -128,7 +128,8 @@ def main() -> None:
     """Measures and prints."""
     parser = figures.arguments("train", __doc__, rounds=3)
     parser.add_argument("--images", type=int, default=60_000, metavar="N", help="the first N alone")
-    parser.add_argument("--only", action="append", metavar="ROW", choices=LOOPS, help="this row; once or more")
+    # not --only, after which torch.compile looks for a name to put into its code
+    parser.add_argument("--row", action="append", metavar="ROW", choices=LOOPS, help="this one; once or more")
     parser.add_argument(
         "--curve", type=int, default=0, metavar="EPOCHS", help="go on so far with fp32 and bf16, and print both losses"
     )
@@ -138,7 +139,7 @@ def main() -> None:
 
     bf16 = has_bf16(device)
     lacking = ([] if bf16 else ["genkit, bf16"]) + [f"genkit, {name}" for name in AT_ONCE if device.type == "cpu"]
-    names = options.only or [name for name in LOOPS if name not in lacking]
+    names = options.row or [name for name in LOOPS if name not in lacking]
     loops = measure(names, options.rounds, str(device), options.images, options.curve)
     versions = {}
     for name in ("pythae", "pytorch-lightning"):

@@ -13,15 +13,18 @@ from genkit.compiling import compiled, many_kernels
 from genkit.data import scale, to_unit
 from genkit.distributions import Delta, log_density
 from genkit.errors import InvalidOption
-from genkit.interfaces import Batch, named, unvalidated
+from genkit.interfaces import Batch, divided, named, unvalidated
 from genkit.latent import LatentModel, draw
 from genkit.random import seeded
 
 _CHUNK = 1000
 """Decoder evaluations at a time, which bounds the memory of large requests."""
 
-_CACHED = 2**21
-"""Numbers in one tensor of observations that a CPU still works on quickly."""
+_AT_ONCE = 2**21
+"""Numbers in one tensor of observations, on a CPU, over which what surrounds the evaluation of a decoder is spread."""
+
+_CACHED = 2**19
+"""Of these, as many as a CPU's caches hold from one operation to the next."""
 
 _WORTH_COMPILING = 2**23
 """Decoder evaluations in one request, from which on a compiler gains the seconds that it takes, even of a small one."""
@@ -170,8 +173,14 @@ class Density:
             self.compiled = compiled(self.evaluate, _DENSITY_OPTIONS)
 
     def evaluate(self, z: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
-        """By torch, operator by operator."""
-        return log_density(self.model.likelihood(z, condition), x)
+        """By torch, operator by operator, of some of the observations after another."""
+        parts = divided(Batch(x, condition), _parts(len(z) * x.numel(), x.device))
+        latents = z.split([len(part.x) for part in parts], 1)
+        found = [
+            log_density(self.model.likelihood(latent, part.condition), part.x)
+            for latent, part in zip(latents, parts, strict=True)
+        ]
+        return torch.cat(found, 1)
 
     def __call__(self, z: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """``z`` ``(K, B, *latent_shape)`` and ``x`` ``(B, *event_shape)``, in the model's range -> ``(K, B)``."""
@@ -260,6 +269,11 @@ def squared_errors(model: LatentModel, batch: Batch) -> Tensor:
 def _numbers_at_once(device: torch.device) -> int:
     """How many numbers one tensor may have: a small part of the memory, because there are several, and weights."""
     if device.type != "cuda":
-        return _CACHED
+        return _AT_ONCE
     # of all of it, not of what is free now, on which the random numbers would then depend
     return torch.cuda.get_device_properties(device).total_memory // 256
+
+
+def _parts(numbers: int, device: torch.device) -> int:
+    """In how many parts as many numbers are computed: a GPU is fastest with all of them."""
+    return 1 if device.type == "cuda" else math.ceil(numbers / _CACHED)

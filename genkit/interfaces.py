@@ -47,6 +47,15 @@ class Batch(NamedTuple):
     condition: Tensor | None = None
 
 
+def divided(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in up to ``parts`` parts that are as alike in size as can be."""
+    if parts == 1:
+        return [batch]
+    parts = min(parts, len(batch.x))
+    conditions = [None] * parts if batch.condition is None else batch.condition.tensor_split(parts)
+    return [Batch(x, condition) for x, condition in zip(batch.x.tensor_split(parts), conditions, strict=True)]
+
+
 class Terms:
     """What one turn computed on one batch, per observation. The core does the reduction and the logging.
 

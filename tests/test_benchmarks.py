@@ -41,7 +41,7 @@ def figures(program: str, path: Path, *arguments: object) -> dict[str, Any]:
 
 def test_the_training_loops_do_the_same_work_and_one_that_is_not_installed_says_so(tmp_path: Path) -> None:
     rows = ("the textbook's loop", "plain torch, tuned", "genkit, eager", "the floor")
-    only = [word for row in (*rows, "pythae 0.1.2") for word in ("--only", row)]
+    only = [word for row in (*rows, "pythae 0.1.2") for word in ("--row", row)]
     loops = figures("train", tmp_path / "cpu.json", "--images", 512, "--rounds", 2, *only)["loops"]
     assert all(len(loops[row]["seconds"]) == 2 for row in rows)
     text = loops[rows[0]]["loss"]

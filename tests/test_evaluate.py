@@ -95,7 +95,7 @@ def test_the_reconstruction_error_is_measured_in_the_unit_range() -> None:
 def test_the_estimate_does_not_depend_on_how_many_samples_fit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = genkit.Batch(torch.rand(20000, 3))
     whole = log_likelihood(model(), batch, 10)
-    monkeypatch.setattr("genkit.inference._CACHED", 7 * batch.x.numel())  # 7 at a time, and 3 in the end
+    monkeypatch.setattr("genkit.inference._AT_ONCE", 7 * batch.x.numel())  # 7 at a time, and 3 in the end
     pieces = log_likelihood(model(), batch, 10)
     assert not torch.equal(whole, pieces)
     assert pieces.mean().item() == pytest.approx(whole.mean().item(), abs=0.03)
@@ -119,10 +119,29 @@ def test_a_density_in_few_passes_is_the_density(distribution: Distribution) -> N
     torch.testing.assert_close(log_density(distribution, value), distribution.log_prob(value), rtol=1e-5, atol=1e-4)
 
 
+def test_a_density_is_evaluated_in_parts_that_stay_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+
+    class Labelled(Half):
+        def forward(self, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+            assert condition is not None
+            rows.append(len(z))
+            return (z * self.scale + condition[:, None],)
+
+    labelled = genkit.LatentModel(SPEC, Copies(), Labelled(), Standard())
+    z, x, labels = torch.randn(5, 7, 3), torch.rand(7, 3), torch.arange(7)
+    whole = Density(labelled, 0)(z, x, labels)
+    monkeypatch.setattr("genkit.inference._CACHED", 5 * 2 * 3)  # two observations, with their five samples
+    parts = Density(labelled, 0)(z, x, labels)
+    assert rows == [5 * 7, 5 * 2, 5 * 2, 5 * 2, 5]
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(whole, labelled.likelihood(z, labels).log_prob(x))
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
 def test_a_large_request_is_compiled_and_gives_what_a_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     x, samples = torch.rand(6, 3), 10
-    monkeypatch.setattr("genkit.inference._CACHED", 4 * x.numel())  # 4 at a time, and 2 in the end
+    monkeypatch.setattr("genkit.inference._AT_ONCE", 4 * x.numel())  # 4 at a time, and 2 in the end
     monkeypatch.setattr("genkit.inference._WORTH_COMPILING", len(x) * samples)
     asked = model()
     small, large = Density(asked, len(x) * samples - 1), Density(asked, len(x) * samples)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from genkit.compiling import compiled, many_kernels, not_compiled
 from genkit.errors import InvalidComponent
-from genkit.interfaces import Batch
+from genkit.interfaces import Batch, divided
 from genkit.recipe import TrainingOptions
 from genkit.task import Turn
 from genkit.training.batches import Batches, Portion
@@ -175,15 +175,6 @@ def forward(turn: Turn, batch: Batch, autocast: Any) -> tuple[Tensor, dict[str, 
     with autocast:
         terms = turn(batch)
     return terms.total, sums_of(turn.name, terms, len(batch.x))
-
-
-def divided(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in up to ``parts`` parts that are as alike in size as can be."""
-    if parts == 1:
-        return [batch]
-    parts = min(parts, len(batch.x))
-    conditions = [None] * parts if batch.condition is None else batch.condition.tensor_split(parts)
-    return [Batch(x, condition) for x, condition in zip(batch.x.tensor_split(parts), conditions, strict=True)]
 
 
 def checked_turns(turns: Sequence[Turn]) -> list[Turn]:
