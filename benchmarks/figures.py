@@ -41,9 +41,9 @@ def arguments(program: str, doc: str | None, rounds: int) -> argparse.ArgumentPa
 
 
 def file_of(device: torch.device) -> Path:
-    """Where the results of a device are kept: ``cpu.json``, ``nvidia_h100_80gb_hbm3.json``."""
-    name = "cpu" if device.type == "cpu" else re.sub(r"\W+", "_", describe_device(device).lower())
-    return RESULTS / f"{name}.json"
+    """Where the results of a device are kept: ``nvidia_h100_80gb_hbm3.json``, a processor's in ``cpu_*.json``."""
+    name = re.sub(r"\W+", "_", machine(device).lower())
+    return RESULTS / f"{'cpu_' if device.type == 'cpu' else ''}{name}.json"
 
 
 def machine(device: torch.device) -> str:

@@ -128,7 +128,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Section], Iterator[str]]]] = {
 def kept() -> dict[str, dict[str, Any]]:
     """The results of each device, the processors first."""
     found = {}
-    for path in sorted(RESULTS.glob("*.json"), key=lambda path: (path.stem != "cpu", path.stem)):
+    for path in sorted(RESULTS.glob("*.json"), key=lambda path: (not path.stem.startswith("cpu"), path.stem)):
         sections = json.loads(path.read_text())
         known = {name for name, _ in SECTIONS.values()}
         shown = {k: v for k, v in sections.items() if k in known and isinstance(v, dict) and "machine" in v}
@@ -138,15 +138,15 @@ def kept() -> dict[str, dict[str, Any]]:
 
 
 def block(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One measured part, for every device that has it."""
+    """One measured part, for every device that has it; the brief one for the last of the processors."""
     if name == "export":
         return exporting(json.loads((RESULTS / "export.json").read_text())) + "\n"
     section, show = SECTIONS[name]
+    found = [(device, sections[section]) for device, sections in results.items() if section in sections]
+    if name == "brief":
+        found = [(device, figures) for device, figures in found if device.startswith("cpu")][-1:]
     parts = []
-    for device, sections in results.items():
-        if section not in sections or (name == "brief" and device != "cpu"):
-            continue
-        figures = sections[section]
+    for _, figures in found:
         parts.append(f"{figures['machine']}, torch {figures['torch']}; medians (lowest to highest).")
         parts += show(figures)
     return "\n\n".join(parts or ["Not measured yet."]) + "\n"

@@ -37,7 +37,11 @@ AT_ONCE: Mapping[str, Mapping[str, Any]] = {
 }
 """Those that may gain from several steps in one replay, which is on a GPU."""
 ANYWHERE = "eager"
-"""The one that is compared in two precisions, where the device has bfloat16; it has to work on every device."""
+"""The one that works on every device, whose losses are compared in two precisions."""
+BF16: Mapping[str, Mapping[str, Any]] = {
+    f"{name}, bf16": {"step": name, "precision": "bf16"} for name in (ANYWHERE, "compiled_graph")
+}
+"""Those that are measured in bfloat16 too, where the device has it."""
 
 TEXT, FLOOR = "the textbook's loop", "the floor"
 LOOPS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -45,12 +49,11 @@ LOOPS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "plain torch, tuned": ("plain", {}),
     "pythae 0.1.2": ("pythae", {}),
     "pytorch-lightning": ("lightning", {}),
-    **{f"genkit, {name}": ("genkit", options) for name, options in {**STRATEGIES, **AT_ONCE}.items()},
-    "genkit, bf16": ("genkit", {**STRATEGIES[ANYWHERE], "precision": "bf16"}),
+    **{f"genkit, {name}": ("genkit", options) for name, options in {**STRATEGIES, **AT_ONCE, **BF16}.items()},
     FLOOR: ("floor", {}),
 }
 """Each row, its module in benchmarks.loops and its options."""
-CURVES = (f"genkit, {ANYWHERE}", "genkit, bf16")
+CURVES = (f"genkit, {ANYWHERE}", f"genkit, {ANYWHERE}, bf16")
 """The same but for the precision."""
 TURNS = 20
 """Of each loop in a round, on a CPU. On a GPU, whose work goes on while a process stands still, there is one."""
@@ -138,8 +141,8 @@ def main() -> None:
     genkit.load_plugins().registry.get("dataset", "mnist").load()()  # fetches the images, if need be
 
     bf16 = has_bf16(device)
-    lacking = ([] if bf16 else ["genkit, bf16"]) + [f"genkit, {name}" for name in AT_ONCE if device.type == "cpu"]
-    names = options.row or [name for name in LOOPS if name not in lacking]
+    lacking = {*(() if bf16 else BF16), *(AT_ONCE if device.type == "cpu" else ())}
+    names = options.row or [name for name in LOOPS if name.removeprefix("genkit, ") not in lacking]
     loops = measure(names, options.rounds, str(device), options.images, options.curve)
     versions = {}
     for name in ("pythae", "pytorch-lightning"):

@@ -142,6 +142,7 @@ def test_a_density_is_evaluated_in_parts_that_stay_in_the_cache(monkeypatch: pyt
 def test_a_large_request_is_compiled_and_gives_what_a_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     x, samples = torch.rand(6, 3), 10
     monkeypatch.setattr("genkit.inference._AT_ONCE", 4 * x.numel())  # 4 at a time, and 2 in the end
+    monkeypatch.setattr("genkit.inference._CACHED", 2 * x.numel())  # in two parts, or one
     monkeypatch.setattr("genkit.inference._WORTH_COMPILING", len(x) * samples)
     asked = model()
     small, large = Density(asked, len(x) * samples - 1), Density(asked, len(x) * samples)
