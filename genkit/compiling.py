@@ -11,12 +11,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from genkit.errors import InvalidOption
+
+_OWN = ("aten", "prims", "genkit")
+"""Where operators are defined whose results have the sizes and strides that they declare."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS: dict[str, Any] = {"fallback_random": True}
+_UNCHECKED: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
+"""Without asking in each call whether tensors have the sizes and strides that the kernels were made for."""
 
 
 def compiled(function: F, options: Mapping[str, Any] | None = None) -> F:
@@ -32,7 +38,8 @@ def compiled(function: F, options: Mapping[str, Any] | None = None) -> F:
 def compiled_graph(function: Any, tensors: Sequence[Tensor]) -> Callable[[], None]:
     """A graph of operators that gives nothing, compiled for ``tensors``: they are what it reads and writes, always.
 
-    So what torch does before and after each call, to get from arguments to those of its kernels, is done once.
+    So what torch does before and after each call, to get from arguments to those of its kernels, is done once. Their
+    sizes are not looked at again either, unless there is an operator of others, which may give what it did not declare.
 
     Raises:
         RuntimeError: where the compiler fails.
@@ -43,21 +50,24 @@ def compiled_graph(function: Any, tensors: Sequence[Tensor]) -> Callable[[], Non
     """Of the kernels, with the arguments of their first call, which leave nothing to do afterwards."""
 
     def kernels_of(*arguments: Any, **keywords: Any) -> Callable[[list[Any]], Any]:
-        kernels = compiler.compile_fx_inner(*arguments, **keywords)
+        kernels: Any = compiler.compile_fx_inner(*arguments, **keywords)
 
         def first(given: list[Any]) -> Any:
             kept = list(given)  # the kernels clear theirs
             results = kernels(given)
             if not results:
-                calls.append(lambda: kernels(kept.copy()))
+                call = kernels.current_callable
+                calls.append(lambda: call(kept.copy()))
             return results
 
         first._boxed_call = True  # type: ignore[attr-defined]  # it takes a list
         return first
 
     compile_fx: Any = compiler.compile_fx  # it is declared to take and give less than it does
+    known = all(node.target.namespace in _OWN for node in function.graph.nodes if isinstance(node.target, OpOverload))
+    options = {**_OPTIONS, **(_UNCHECKED if known else {})}
     with torch.no_grad():
-        whole = compile_fx(function, list(tensors), kernels_of, _OPTIONS)
+        whole = compile_fx(function, list(tensors), kernels_of, options)
 
     def call() -> None:
         if calls:

@@ -136,6 +136,18 @@ def test_compiled_steps_call_the_fused_optimiser_of_torch_on_the_parameters_them
     assert not {name for name in called if "Wrapper" in name}, "arguments that were found once are found again"
 
 
+def test_an_operator_of_others_that_gives_other_strides_than_it_declared_is_caught() -> None:
+    @torch.library.custom_op("genkit_tests::turned", mutates_args=())
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return x.t().contiguous().t()
+
+    turned.register_fake(torch.empty_like)
+    x, y = torch.rand(3, 4), torch.zeros(3, 4)
+    replay = Tracer(compiled=True).record(lambda: y.copy_(turned(x) * 2))
+    with pytest.raises(AssertionError, match="stride"):
+        replay()
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_recorded_work_may_write_to_tensors_that_share_memory(compiled: bool) -> None:
     """Time and again, and not while it is recorded."""
