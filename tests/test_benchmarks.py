@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import scale, speed
+from benchmarks import sample, scale, speed
 from benchmarks.figures import keep
 from benchmarks.loops import Loop, Missing, Work
 from benchmarks.loops.floor import TEXTBOOK, bare, floor, multiply
@@ -121,6 +121,23 @@ def test_samples_and_likelihoods_are_measured_with_their_products(tmp_path: Path
     found = figures("sample", tmp_path / "cpu.json", "--images", 8, "--samples", 200, "--rounds", 1)
     for name in ("drawn", "likelihood"):
         assert found[name]["seconds"][0] > 0 < found[name]["floor"][0]
+
+
+@pytest.mark.parametrize("at_once", [128, 2048])
+def test_the_products_are_of_the_rows_that_are_asked_for(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows too many would be counted as what the likelihood takes, which is measured around them."""
+    multiplied: dict[int, int] = {}
+    mm = torch.mm
+
+    def counted(x: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        multiplied[w.shape[1]] = multiplied.get(w.shape[1], 0) + len(x)
+        return mm(x, w, out=out)
+
+    products = sample.Products(at_once, torch.device("cpu"))
+    monkeypatch.setattr(torch, "mm", counted)
+    taken = products(2560)
+    assert multiplied == {400: 2560, 784: 2560}
+    assert products.seconds == taken > 0
 
 
 def test_growth_is_measured_over_data_in_memory_and_streamed_and_so_is_the_waiting(tmp_path: Path) -> None:
