@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from genkit.errors import GenkitError, InvalidOption, ProcessLost, SaidElsewhere
+from genkit.training.shared import SharedSum, shared_sum
 
 T = TypeVar("T")
 
@@ -20,6 +21,8 @@ _PATIENCE = timedelta(minutes=30)
 """How long one process waits for another, which may be fetching a dataset."""
 _OF_THE_NETWORK = ("closed by peer", "reset by peer", "gloo", "Gloo", "NCCL", "Broken pipe")
 """What errors of collectives say where the other side is gone; gloo has no class of errors for it."""
+_OF_THE_MACHINE = (ConnectionError, TimeoutError)
+"""Errors of the connections within one machine."""
 _SHARDED = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 """Modules whose parameters are used in their own ``forward`` alone, so that sharding can gather them there."""
 _WORTH_SHARDING = 2**14
@@ -36,6 +39,8 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    shared_sum: SharedSum | None = None
+    """The way of gradients on a CPU, where one machine has all the processes."""
 
     @property
     def leads(self) -> bool:
@@ -69,7 +74,10 @@ class Team:
             return
         present = torch.tensor([float(p.grad is not None) for p in own], device=parts[0].device)
         flat = torch.cat([*(part.detach().flatten().float() for part in parts), present])
-        self._all_reduce(flat)
+        if self.shared_sum and flat.device.type == "cpu":
+            self._collective(self.shared_sum, flat)
+        else:
+            self._all_reduce(flat)
         flat /= self.size
         means = flat.split([*(part.numel() for part in parts), len(own)])
         somewhere = [True] * len(own) if all(p.grad is not None for p in own) else means[-1].tolist()
@@ -206,16 +214,17 @@ class Team:
     def _collective(self, function: Callable[..., Any], *arguments: Any) -> None:
         try:
             function(*arguments)
-        except RuntimeError as error:
+        except (RuntimeError, *_OF_THE_MACHINE) as error:
             if self.lost_another(error):
                 raise self.alone_now(error) from error
             raise
 
-    def lost_another(self, error: RuntimeError) -> bool:
+    def lost_another(self, error: Exception) -> bool:
         """Whether an error is that of a process that waited for another in vain."""
-        return self.size > 1 and any(word in str(error) for word in _OF_THE_NETWORK)
+        said = isinstance(error, _OF_THE_MACHINE) or any(word in str(error) for word in _OF_THE_NETWORK)
+        return self.size > 1 and said
 
-    def alone_now(self, error: RuntimeError) -> ProcessLost:
+    def alone_now(self, error: Exception) -> ProcessLost:
         """What such a process has to say."""
         return ProcessLost(
             f"process {self.rank} of {self.size}: another process of this run has ended, and it cannot go on alone "
@@ -248,7 +257,12 @@ def joined() -> Iterator[Team]:
             raise InvalidOption(f"--nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}: this machine has {gpus} GPUs")
         torch.cuda.set_device(local)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+    team = Team(distributed.get_rank(), distributed.get_world_size())
     try:
-        yield Team(distributed.get_rank(), distributed.get_world_size())
+        if not gpus and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            team = replace(team, shared_sum=shared_sum(team, _PATIENCE))
+        yield team
     finally:
+        if team.shared_sum:
+            team.shared_sum.close()
         distributed.destroy_process_group()
