@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -260,8 +260,14 @@ def joined() -> Iterator[Team]:
     team = Team(distributed.get_rank(), distributed.get_world_size())
     try:
         if not gpus and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-            team = replace(team, shared_sum=shared_sum(team, _PATIENCE))
+            team = replace(team, shared_sum=shared_sum(team, _PATIENCE.total_seconds()))
         yield team
+        if not gpus:
+            # A thread of gloo lets go of the tensors of the last collective when it comes to it. Where sharded layers
+            # keep the group, and its threads, it may do so while Python ends, which aborts. It has done so by the end
+            # of a collective without tensors.
+            with suppress(RuntimeError):  # the others may have failed
+                distributed.barrier()
     finally:
         if team.shared_sum:
             team.shared_sum.close()
