@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from genkit.errors import InvalidComponent
+
 if TYPE_CHECKING:
     from genkit.training.team import Team
 
@@ -27,7 +29,7 @@ _MOST = 8
 """Processes. Each of them reads what all have written; on a ring, it would move as much through a network's copies."""
 
 _TO_CONNECT = 60.0
-"""Seconds."""
+"""Seconds that one process waits for another while connections are made."""
 
 
 class SharedSum:
@@ -47,26 +49,26 @@ class SharedSum:
         self.half = 0
 
     def __call__(self, values: Tensor) -> None:
-        """``values``: two processes or more have as many, of one dimension, in float32, on the CPU.
-
-        Raises:
-            ConnectionError: where another process has ended.
-            TimeoutError: where it does not come.
-            RuntimeError: where it has another number of values.
-        """
+        """``values``: one dimension, float32, on the CPU, and as many in every process. Errors as of ``meet``."""
         for start in range(0, len(values), AT_ONCE):
             part = values[start : start + AT_ONCE]
             slots = self.halves[self.half, :, : len(part)]
             self.half = 1 - self.half
             slots[self.rank] = part
-            self.meet(len(values), start)
+            self.meet(len(values))
             torch.add(slots[0], slots[1], out=part)
             for slot in slots[2:]:
                 part += slot
 
-    def meet(self, *place: int) -> None:
-        """Returns once every process has called it, at the same place: two numbers."""
-        own = struct.pack("<2q", *place)
+    def meet(self, count: int) -> None:
+        """Returns once every process has called it with the same ``count`` of numbers to sum.
+
+        Raises:
+            ConnectionError: where another process has ended.
+            TimeoutError: where it does not come.
+            InvalidComponent: where it has another count.
+        """
+        own = struct.pack("<q", count)
         for peer in self.peers:
             peer.send(own)
         for peer in self.peers:
@@ -74,7 +76,10 @@ class SharedSum:
             if not other:
                 raise ConnectionError("connection closed by peer")
             if other != own:
-                raise RuntimeError(f"processes sum {place[0]:,} and {struct.unpack('<2q', other)[0]:,} numbers")
+                raise InvalidComponent(
+                    f"processes that train one model have {count:,} and {struct.unpack('<q', other)[0]:,} numbers in "
+                    "its gradients and buffers; a module may not depend on the process that it is in"
+                )
 
     def close(self) -> None:
         """Gives up the connections."""

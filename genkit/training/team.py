@@ -221,8 +221,9 @@ class Team:
 
     def lost_another(self, error: Exception) -> bool:
         """Whether an error is that of a process that waited for another in vain."""
-        said = isinstance(error, _OF_THE_MACHINE) or any(word in str(error) for word in _OF_THE_NETWORK)
-        return self.size > 1 and said
+        if self.size == 1:
+            return False
+        return isinstance(error, _OF_THE_MACHINE) or any(word in str(error) for word in _OF_THE_NETWORK)
 
     def alone_now(self, error: Exception) -> ProcessLost:
         """What such a process has to say."""

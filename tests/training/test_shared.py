@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genkit.errors import InvalidComponent
 from genkit.training.shared import AT_ONCE, SharedSum
 
 Members = Callable[[int], list[SharedSum]]
@@ -65,16 +66,19 @@ def test_nobody_writes_where_another_still_reads(members: Members) -> None:
     slow, quick = members(2)
     written = Event()
     meet_of_the_slow, meet_of_the_quick = slow.meet, quick.meet
+    came: list[str] = []
 
-    def held_up(total: int, start: int) -> None:
-        meet_of_the_slow(total, start)
-        if start == 0:
+    def held_up(count: int) -> None:
+        meet_of_the_slow(count)
+        came.append("slow")
+        if came.count("slow") == 1:
             assert written.wait(60)
 
-    def seen(total: int, start: int) -> None:
-        if start > 0:
+    def seen(count: int) -> None:
+        came.append("quick")
+        if came.count("quick") == 2:
             written.set()
-        meet_of_the_quick(total, start)
+        meet_of_the_quick(count)
 
     slow.meet, quick.meet = held_up, seen  # type: ignore[method-assign,assignment]
     ones = torch.ones(2 * AT_ONCE)
@@ -88,8 +92,9 @@ def test_different_numbers_of_values_and_processes_that_have_ended_are_errors(me
     one, other = members(2)
     values: list[Tensor] = [torch.zeros(1000), torch.zeros(2000)]
     errors = together(lambda: one(values[0]), lambda: other(values[1]))
-    said = "processes sum {} and {} numbers"
-    assert [*map(str, errors)] == [said.format("1,000", "2,000"), said.format("2,000", "1,000")]
+    assert [type(error) for error in errors] == [InvalidComponent] * 2
+    for error, numbers in zip(errors, ("1,000 and 2,000", "2,000 and 1,000"), strict=True):
+        assert f"have {numbers} numbers in its gradients and buffers" in str(error)
 
     one, other = members(2)
     other.close()

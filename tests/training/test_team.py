@@ -80,8 +80,14 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it has other ways to share memory")
-@pytest.mark.parametrize("way", ["memory", "no memory", "no memory in one"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("memory", marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux has it")),
+        "no memory",
+        "no memory in one",
+    ],
+)
 def test_processes_share_average_and_answer_together(way: str, tmp_path: Path) -> None:
     done = run_together(Path(__file__).with_name("team_program.py"), tmp_path, way)
     assert sorted(re.findall(r"process (\d) is content", done.stdout)) == ["0", "1"]
