@@ -265,8 +265,8 @@ def joined() -> Iterator[Team]:
         yield team
         if not gpus:
             # A thread of gloo lets go of the tensors of the last collective when it comes to it. Where sharded layers
-            # keep the group, and its threads, it may do so while Python ends, which aborts. It has done so by the end
-            # of a collective without tensors.
+            # keep the group, and its threads, that may be while Python ends, which aborts. Here the others are waited
+            # for once more, without tensors, which gives it the time.
             with suppress(RuntimeError):  # the others may have failed
                 distributed.barrier()
     finally:
